@@ -1,0 +1,1 @@
+"""What agent and collector must agree on: the statistics, the frame and the manifest."""

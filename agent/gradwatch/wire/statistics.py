@@ -1,0 +1,43 @@
+"""The table of statistics: what is measured of a layer, and how measurements of it merge.
+
+Everything that shows, stores or merges a statistic is driven by this table, so a new statistic
+is one row here.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Merge(Enum):
+    """How the parts of one layer that different ranks hold become the value of the whole layer."""
+
+    ROOT_SUM_SQUARES = "root of the sum of squares"
+    MAX = "largest"
+    SUM = "sum"
+    MEAN = "mean weighted by the number of elements"
+
+
+class Statistic(NamedTuple):
+    """One column of a frame's matrix."""
+
+    name: str
+    label: str
+    unit: str
+    merge: Merge
+    help: str
+
+
+STATISTICS: tuple[Statistic, ...] = (
+    Statistic("norm", "gradient norm", "", Merge.ROOT_SUM_SQUARES, "L2 norm of the gradient"),
+    Statistic("mean_abs", "mean |g|", "", Merge.MEAN, "L1 norm divided by the element count"),
+    Statistic("absmax", "max |g|", "", Merge.MAX, "largest absolute element"),
+    Statistic("std", "std of g", "", Merge.MEAN, "standard deviation of the elements"),
+    Statistic("zero_fraction", "zeros", "1", Merge.MEAN, "share of elements that are exactly 0"),
+    Statistic("nonfinite", "NaN or Inf", "elements", Merge.SUM, "count of NaN and Inf elements"),
+    Statistic("dead_fraction", "dead units", "1", Merge.MEAN, "share of units without a gradient"),
+    Statistic("weight_norm", "weight norm", "", Merge.ROOT_SUM_SQUARES, "L2 norm of the weights"),
+)
+
+COLUMN: dict[str, int] = {statistic.name: index for index, statistic in enumerate(STATISTICS)}
