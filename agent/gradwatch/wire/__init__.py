@@ -1,1 +1,1 @@
-"""What agent and collector must agree on: the statistics, the frame and the manifest."""
+"""What agent and collector must agree on: statistics, frames, manifests, and their encoding."""

@@ -1,7 +1,7 @@
 """The table of statistics: what is measured of a layer, and how measurements of it merge.
 
-Everything that shows, stores or merges a statistic is driven by this table, so a new statistic
-is one row here.
+Whatever shows, stores or merges a statistic is driven by this table, so a new statistic is one
+row here and one formula in the agent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Merge(Enum):
 
 
 class Statistic(NamedTuple):
-    """One column of a frame's matrix."""
+    """One measurement of one layer's gradient (or weight) at one step."""
 
     name: str
     label: str
@@ -34,10 +34,18 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("mean_abs", "mean |g|", "", Merge.MEAN, "L1 norm divided by the element count"),
     Statistic("absmax", "max |g|", "", Merge.MAX, "largest absolute element"),
     Statistic("std", "std of g", "", Merge.MEAN, "standard deviation of the elements"),
-    Statistic("zero_fraction", "zeros", "1", Merge.MEAN, "share of elements that are exactly 0"),
+    Statistic(
+        "zero_fraction", "zeros", "1", Merge.MEAN, "share of sampled elements that are exactly 0"
+    ),
     Statistic("nonfinite", "NaN or Inf", "elements", Merge.SUM, "count of NaN and Inf elements"),
-    Statistic("dead_fraction", "dead units", "1", Merge.MEAN, "share of units without a gradient"),
+    Statistic(
+        "dead_fraction",
+        "dead units",
+        "1",
+        Merge.MEAN,
+        "share of output units whose gradient was exactly 0 on each of the last detail frames",
+    ),
     Statistic("weight_norm", "weight norm", "", Merge.ROOT_SUM_SQUARES, "L2 norm of the weights"),
 )
 
-COLUMN: dict[str, int] = {statistic.name: index for index, statistic in enumerate(STATISTICS)}
+BY_NAME: dict[str, Statistic] = {statistic.name: statistic for statistic in STATISTICS}

@@ -1,0 +1,53 @@
+"""What a detector is given: the last steps of one optimizer, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Layer(Protocol):
+    """The facts about a layer that detectors reason with."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def module(self) -> str: ...  # class of the owning module, as "Linear"
+    @property
+    def role(self) -> str: ...  # weight, bias, norm or embedding
+    @property
+    def depth(self) -> int: ...  # order of execution, the input's layer first
+    @property
+    def trainable(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """Recorded steps in ascending order.
+
+    statistics: name -> float32[steps, layers], NaN where not measured.
+    scalars: name -> float64[steps], NaN where not measured.
+    """
+
+    steps: NDArray[np.int64]
+    layers: Sequence[Layer]
+    statistics: Mapping[str, NDArray[np.float32]]
+    scalars: Mapping[str, NDArray[np.float64]]
+
+    def statistic(self, name: str) -> NDArray[np.float32]:
+        """float32[steps, layers]; all NaN when no frame of the window measured it."""
+        known = self.statistics.get(name)
+        if known is not None:
+            return known
+        return np.full((len(self.steps), len(self.layers)), np.nan, dtype=np.float32)
+
+    def scalar(self, name: str) -> NDArray[np.float64]:
+        """float64[steps]; all NaN when no frame of the window measured it."""
+        known = self.scalars.get(name)
+        return known if known is not None else np.full(len(self.steps), np.nan)

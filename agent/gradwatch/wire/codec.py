@@ -1,0 +1,137 @@
+"""Batches of records as bytes: a msgpack array, zstd over it.
+
+Each record is decoded on its own, so that a bad one is refused by name and the good ones beside
+it are kept.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from gradwatch.wire.frame import Frame, FrameError, Manifest, Record, Rejection
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+CONTENT_TYPE = "application/x-msgpack+zstd"
+MAX_BODY_BYTES = 16 << 20
+MAX_BATCH_BYTES = 64 << 20
+MAX_RECORDS = 10_000
+# Level 1: gradients hardly compress, so a higher level buys nothing and costs the job's CPU.
+LEVEL = 1
+
+_encoder = msgspec.msgpack.Encoder()
+_records: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
+_batch = msgspec.msgpack.Decoder(list[msgspec.Raw])
+
+
+class BatchError(ValueError):
+    """A body that is no batch at all: not zstd, not msgpack, or over a limit."""
+
+
+class BatchTooLargeError(BatchError):
+    """A body or its content is over its size limit."""
+
+
+class Decoded(NamedTuple):
+    """One record that was understood, with the bytes that it came in."""
+
+    index: int
+    record: Record
+    raw: bytes
+
+
+def encode_record(record: Record) -> bytes:
+    """One record as msgpack, as it is stored."""
+    return _encoder.encode(record)
+
+
+def encode_batch(records: Sequence[Record]) -> bytes:
+    """Records as the body of one request."""
+    return pack([encode_record(record) for record in records])
+
+
+def pack(encoded: Sequence[bytes]) -> bytes:
+    """Records that are encoded already, as the body of one request."""
+    return zstd.compress(_encoder.encode([msgspec.Raw(item) for item in encoded]), level=LEVEL)
+
+
+def decode_batch(body: bytes) -> tuple[list[Decoded], list[Rejection]]:
+    """The records of a request's body, and why the others were refused.
+
+    Raises BatchError when the body is no batch, BatchTooLargeError when it is over a limit.
+    """
+    try:
+        items = _batch.decode(decompress(body))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BatchError(f"the body is not a msgpack array of records: {error}") from None
+    if len(items) > MAX_RECORDS:
+        raise BatchTooLargeError(
+            f"{len(items)} records in a batch; at most {MAX_RECORDS} are taken"
+        )
+    good: list[Decoded] = []
+    bad: list[Rejection] = []
+    for index, item in enumerate(items):
+        raw = bytes(item)
+        try:
+            good.append(Decoded(index, decode_record(raw), raw))
+        except (msgspec.DecodeError, FrameError) as error:
+            bad.append(Rejection(index=index, reason=str(error)))
+    return good, bad
+
+
+def decode_record(raw: bytes) -> Record:
+    """One record, checked. Raises msgspec.ValidationError or FrameError naming the field."""
+    record = _records.decode(raw)
+    if isinstance(record, Frame):
+        record.check()
+    return record
+
+
+def decode_frame(raw: bytes) -> Frame:
+    """A frame that was checked when it was stored."""
+    record = _records.decode(raw)
+    assert isinstance(record, Frame)
+    return record
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """A manifest that was checked when it was stored."""
+    record = _records.decode(raw)
+    assert isinstance(record, Manifest)
+    return record
+
+
+def decompress(body: bytes) -> bytes:
+    """The content of a zstd body, never more than MAX_BATCH_BYTES of it."""
+    if len(body) > MAX_BODY_BYTES:
+        raise BatchTooLargeError(f"a body of {len(body)} bytes; at most {MAX_BODY_BYTES} are taken")
+    try:
+        with zstd.ZstdFile(io.BytesIO(body)) as stream:
+            content = stream.read(MAX_BATCH_BYTES + 1)
+    except (zstd.ZstdError, EOFError) as error:
+        raise BatchError(f"the body is not zstd: {error}") from None
+    if len(content) > MAX_BATCH_BYTES:
+        raise BatchTooLargeError(f"the body unpacks to more than {MAX_BATCH_BYTES} bytes")
+    return content
+
+
+def split(records: Iterable[bytes], limit: int = 4 << 20) -> Iterable[list[bytes]]:
+    """Encoded records in order, cut into groups of at most `limit` bytes (one at least)."""
+    group: list[bytes] = []
+    size = 0
+    for record in records:
+        if group and (size + len(record) > limit or len(group) >= MAX_RECORDS):
+            yield group
+            group, size = [], 0
+        group.append(record)
+        size += len(record)
+    if group:
+        yield group
