@@ -32,7 +32,7 @@ class Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A type that crosses the network. Unknown fields are refused, so their nesting is too."""
 
 
-class RunInfo(Wire):
+class RunInfo(Wire, frozen=True, kw_only=True):
     """One training job, as it introduces itself."""
 
     id: RunId
@@ -46,7 +46,7 @@ class RunInfo(Wire):
     agent_version: Annotated[str, Meta(max_length=50)] = ""
 
 
-class LayerInfo(Wire):
+class LayerInfo(Wire, frozen=True, kw_only=True):
     """One named parameter tensor of the model."""
 
     name: LayerName
@@ -61,7 +61,7 @@ class LayerInfo(Wire):
     sharding: Annotated[str, Meta(max_length=200)] = ""  # "" when each rank holds all of it
 
 
-class Manifest(Wire, tag="manifest"):
+class Manifest(Wire, tag="manifest", frozen=True, kw_only=True):
     """The layers that the frames of one optimizer speak of; `version` grows when they change."""
 
     optimizer: Name
@@ -70,7 +70,7 @@ class Manifest(Wire, tag="manifest"):
     rank: Rank = 0
 
 
-class Frame(Wire, tag="frame"):
+class Frame(Wire, tag="frame", frozen=True, kw_only=True):
     """What one rank says about one optimizer step.
 
     `values` is float32[len(columns), layers]: a statistic that was not measured has no row, and a
@@ -119,7 +119,7 @@ class Frame(Wire, tag="frame"):
         return self.matrix()[self.columns.index(statistic)]
 
 
-class RunEnd(Wire, tag="end"):
+class RunEnd(Wire, tag="end", frozen=True, kw_only=True):
     """The last word of one rank: how its process left the training loop."""
 
     rank: Rank
@@ -128,7 +128,7 @@ class RunEnd(Wire, tag="end"):
     reason: Annotated[str, Meta(max_length=2000)] = ""
 
 
-class Drops(Wire, tag="drops"):
+class Drops(Wire, tag="drops", frozen=True, kw_only=True):
     """Frames that one rank had to drop since it last said so, by reason."""
 
     rank: Rank
@@ -139,14 +139,14 @@ class Drops(Wire, tag="drops"):
 Record = Manifest | Frame | RunEnd | Drops
 
 
-class Rejection(Wire):
+class Rejection(Wire, frozen=True, kw_only=True):
     """Why one record of a batch was not stored."""
 
     index: int  # place in the batch, from 0
     reason: str  # names the field
 
 
-class Receipt(Wire):
+class Receipt(Wire, frozen=True, kw_only=True):
     """The collector's answer to a batch, sent after the commit."""
 
     stored: int

@@ -35,6 +35,6 @@ def histogram(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def edges() -> NDArray[np.float64]:
-    """Lower edge of each finite bucket from left to right, with -inf first. float64[BUCKETS - 1]."""
+    """Lower edge of each finite bucket, left to right, -inf first. float64[BUCKETS - 1]."""
     powers = 2.0 ** np.arange(MIN_EXPONENT, MAX_EXPONENT + 1, dtype=np.float64)
     return np.concatenate([[-np.inf], -powers[::-1], [0.0, 0.0], powers])
