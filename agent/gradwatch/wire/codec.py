@@ -43,7 +43,7 @@ class BatchTooLargeError(BatchError):
 class Decoded(NamedTuple):
     """One record that was understood, with the bytes that it came in."""
 
-    index: int
+    place: int  # in the batch, from 0
     record: Record
     raw: bytes
 
@@ -78,12 +78,12 @@ def decode_batch(body: bytes) -> tuple[list[Decoded], list[Rejection]]:
         )
     good: list[Decoded] = []
     bad: list[Rejection] = []
-    for index, item in enumerate(items):
+    for place, item in enumerate(items):
         raw = bytes(item)
         try:
-            good.append(Decoded(index, decode_record(raw), raw))
+            good.append(Decoded(place, decode_record(raw), raw))
         except (msgspec.DecodeError, FrameError) as error:
-            bad.append(Rejection(index=index, reason=str(error)))
+            bad.append(Rejection(place=place, reason=str(error)))
     return good, bad
 
 

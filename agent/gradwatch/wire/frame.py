@@ -142,7 +142,7 @@ Record = Manifest | Frame | RunEnd | Drops
 class Rejection(Wire, frozen=True, kw_only=True):
     """Why one record of a batch was not stored."""
 
-    index: int  # place in the batch, from 0
+    place: int  # in the batch, from 0
     reason: str  # names the field
 
 
