@@ -1,0 +1,1 @@
+"""`gradwatch demo`: real training jobs, healthy and faulty, and the verdicts that they must get."""
