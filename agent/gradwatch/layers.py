@@ -1,0 +1,183 @@
+"""Layers: the parameter tensors of a model, under the names that its author gave them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from gradwatch.wire.frame import LayerInfo
+
+# What wrappers put into the names of the modules that they wrap.
+WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+PARALLEL_WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel"})
+
+# Dimension of a weight that runs over output units, by the class that owns it.
+UNIT_DIMENSION: tuple[tuple[type[nn.Module], int], ...] = (
+    (nn.ConvTranspose1d, 1),
+    (nn.ConvTranspose2d, 1),
+    (nn.ConvTranspose3d, 1),
+    (nn.Linear, 0),
+    (nn.Conv1d, 0),
+    (nn.Conv2d, 0),
+    (nn.Conv3d, 0),
+)
+
+
+class Layer(NamedTuple):
+    """One parameter tensor with its name and its owner."""
+
+    name: str
+    parameter: Tensor
+    module: nn.Module | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def unit_dim(self) -> int | None:
+        """The dimension over output units; None where rows are no units (embeddings, gates)."""
+        if self.parameter.dim() < 2:
+            return None
+        for kind, dim in UNIT_DIMENSION:
+            if isinstance(self.module, kind):
+                return dim
+        return None
+
+    @property
+    def role(self) -> str:
+        """Which kind of parameter this is, for detectors that judge them apart."""
+        owner = type(self.module).__name__
+        if isinstance(self.module, nn.Embedding | nn.EmbeddingBag):
+            return "embedding"
+        if "Norm" in owner:
+            return "norm"
+        if "bias" in self.name.rsplit(".", 1)[-1]:
+            return "bias"
+        return "weight" if self.parameter.dim() >= 2 else "norm"
+
+    def describe(self, depth: int, optimized: bool) -> LayerInfo:
+        """This layer's line in the manifest."""
+        return LayerInfo(
+            name=self.name[:500],
+            shape=tuple(self.parameter.shape),
+            dtype=str(self.parameter.dtype).removeprefix("torch."),
+            module=type(self.module).__name__ if self.module is not None else "",
+            role=self.role,
+            depth=depth,
+            trainable=self.parameter.requires_grad,
+            optimized=optimized,
+            tied_to=self.aliases,
+            sharding=str(getattr(self.parameter, "placements", "")),
+        )
+
+
+def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
+    """Every parameter of the models once, in order of registration, wrappers' names removed.
+
+    Models after the first get their class as a prefix when a name would come twice.
+    """
+    found: dict[int, list[str]] = {}
+    owners: dict[int, tuple[Tensor, nn.Module]] = {}
+    taken: set[str] = set()
+    for model in models:
+        names = [
+            (_clean(model, prefix, key), parameter, module)
+            for prefix, module in model.named_modules()
+            for key, parameter in module.named_parameters(recurse=False)
+        ]
+        clash = any(name in taken for name, _, _ in names)
+        for name, parameter, module in names:
+            full = _unique(f"{type(model).__name__}.{name}", taken) if clash else name
+            taken.add(full)
+            found.setdefault(id(parameter), []).append(full)
+            owners.setdefault(id(parameter), (parameter, module))
+    for key, (first, *others) in found.items():
+        parameter, module = owners[key]
+        yield Layer(first, parameter, module, tuple(others))
+
+
+def _clean(model: nn.Module, prefix: str, key: str) -> str:
+    parts = [part for part in prefix.split(".") if part and part not in WRAPPER_PARTS]
+    wrapped = model
+    while type(wrapped).__name__ == "OptimizedModule":
+        wrapped = wrapped.get_submodule("_orig_mod")
+    if type(wrapped).__name__ in PARALLEL_WRAPPERS and parts[:1] == ["module"]:
+        parts = parts[1:]
+    return ".".join([*parts, key])
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    number = 2
+    candidate = name
+    while candidate in taken:
+        candidate = f"{name}~{number}"
+        number += 1
+    return candidate
+
+
+def owning_models(parameters: Sequence[Tensor]) -> list[nn.Module]:
+    """The outermost modules alive in this process that hold any of the parameters.
+
+    Used when no model was given: walks the garbage collector's objects, once for an optimizer.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    # type() rather than isinstance(): lazy proxies import things when their __class__ is read.
+    modules: list[nn.Module] = [
+        candidate for candidate in gc.get_objects() if issubclass(type(candidate), nn.Module)
+    ]
+    inner = {id(child) for module in modules for child in module.children()}
+    holders = [
+        module
+        for module in modules
+        if id(module) not in inner
+        and any(id(parameter) in wanted for parameter in module.parameters())
+    ]
+    # The largest first: a loss or an EMA wrapper that shares a few parameters adds none after it.
+    holders.sort(key=lambda module: -sum(1 for _ in module.parameters()))
+    chosen: list[nn.Module] = []
+    covered: set[int] = set()
+    for module in holders:
+        held = {id(parameter) for parameter in module.parameters()} & wanted
+        if held - covered:
+            chosen.append(module)
+            covered |= held
+    return chosen
+
+
+class ExecutionOrder:
+    """Depth of each layer, seen from the order in which one backward pass reaches them.
+
+    Gradients accumulate from the output's layers to the input's, so the reverse of that order is
+    the order of the forward pass, whatever the order of registration. The hooks are on the
+    tensors, so compiled models keep their graphs, and they are removed by the first `read`.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._seen: dict[int, int] = {}
+        self._handles: list[Any] = [
+            parameter.register_post_accumulate_grad_hook(self._note)
+            for parameter in parameters
+            if parameter.requires_grad and parameter.is_leaf
+        ]
+
+    def _note(self, parameter: Tensor) -> None:
+        self._seen.setdefault(id(parameter), len(self._seen))
+
+    def read(self, layers: Sequence[Layer]) -> list[int]:
+        """Depth of each layer, 0 for the input's; layers not reached stand by their neighbours."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        last = len(self._seen)
+        places: list[tuple[float, int]] = []
+        neighbour = -1.0
+        for index, layer in enumerate(layers):
+            order = self._seen.get(id(layer.parameter))
+            if order is not None:
+                neighbour = float(last - order)
+            places.append((neighbour, index))
+        depths = [0] * len(layers)
+        for depth, (_, index) in enumerate(sorted(places)):
+            depths[index] = depth
+        return depths

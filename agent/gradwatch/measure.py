@@ -1,0 +1,297 @@
+"""Measuring gradients: the hot path.
+
+`Meter` runs in the training thread, reads only, and on an accelerator starts work without waiting
+for it. `Reading.resolve` runs in the agent's own thread and turns what was read into statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch.layers import Layer
+from gradwatch.wire.histogram import histogram
+
+# Elements of a layer's gradient that its histogram and share of zeros are taken from.
+SAMPLE_SIZE = 1024
+# A unit is called dead after this many detail frames in a row without any gradient.
+DEAD_AFTER_FRAMES = 5
+
+# The multi-tensor norm that torch's own clip_grad_norm_ is built on; it has no public name.
+foreach_norm: Callable[..., list[Tensor]] = torch._foreach_norm  # pyright: ignore
+
+NORM_COLUMNS = ("norm", "nonfinite")
+DETAIL_COLUMNS = (
+    *NORM_COLUMNS,
+    "mean_abs",
+    "absmax",
+    "std",
+    "zero_fraction",
+    "dead_fraction",
+    "weight_norm",
+)
+
+
+class Statistics(NamedTuple):
+    """What one step's frame says of the layers.
+
+    values: float32[columns, layers]; histograms: uint16[layers, BUCKETS] on detail frames.
+    """
+
+    columns: tuple[str, ...]
+    values: NDArray[np.float32]
+    histograms: NDArray[np.uint16] | None = None
+
+
+class Reading:
+    """What was read of the gradients at one step, perhaps still on its way from a device."""
+
+    def __init__(
+        self,
+        layers: int,
+        present: list[int],
+        sizes: list[int],
+        rows: dict[str, Tensor],
+        sample: Tensor | None = None,
+        sample_sizes: Sequence[int] = (),
+    ) -> None:
+        self._layers = layers
+        self._present = present  # layers that have a gradient
+        self._sizes = sizes  # elements of each of them
+        self._names = list(rows)
+        self._sample_sizes = sample_sizes
+        self._table = _to_host(torch.stack([row.double() for row in rows.values()]))
+        self._sample = None if sample is None else _to_host(sample)
+        self._copied = _copy_event(next(iter(rows.values())).device)
+
+    def resolve(self) -> Statistics:
+        """The statistics, once the numbers have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        read = dict(zip(self._names, self._table.numpy(), strict=True))
+        size = np.asarray(self._sizes, dtype=np.float64)
+        found = {"norm": read["norm"], "nonfinite": _nonfinite(read)}
+        histograms: NDArray[np.uint16] | None = None
+        if self._sample is not None:
+            parts = np.split(self._sample.numpy(), np.cumsum(self._sample_sizes)[:-1])
+            counted = np.stack([histogram(part) for part in parts])
+            histograms = np.zeros((self._layers, counted.shape[1]), dtype=np.uint16)
+            histograms[self._present] = counted
+            with np.errstate(all="ignore"):  # non-finite gradients are data here
+                mean = read["sum"] / size
+                found |= {
+                    "mean_abs": read["l1"] / size,
+                    "absmax": np.maximum(-read["low"], read["high"]),
+                    "std": np.sqrt(np.maximum(read["norm"] ** 2 / size - mean**2, 0.0)),
+                    "zero_fraction": np.array([np.mean(part == 0) for part in parts]),
+                    "dead_fraction": read["dead"],
+                    "weight_norm": read["weight_norm"],
+                }
+        columns = NORM_COLUMNS if self._sample is None else DETAIL_COLUMNS
+        values = np.full((len(columns), self._layers), np.nan, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values[:, self._present] = np.stack([found[name] for name in columns])
+        return Statistics(columns, values, histograms)
+
+
+class Meter:
+    """Measures the gradients of a fixed list of layers."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._unit_dims = [layer.unit_dim for layer in layers]
+        index = {layer.name: place for place, layer in enumerate(layers)}
+        # A unit whose inputs are all 0 has no weight gradient, but its bias tells that it lives.
+        self._bias_of = [
+            index.get(layer.name.removesuffix("weight") + "bias")
+            if layer.name.endswith("weight")
+            else None
+            for layer in layers
+        ]
+        self._silent_frames: dict[int, Tensor] = {}
+        self._detail_frames = 0
+
+    def norms(self, parameters: Sequence[Tensor], scale: Tensor | None = None) -> Reading | None:
+        """Norm of each layer's gradient; None when no layer has one. `scale`: see `details`."""
+        present, gradients = _gradients(parameters)
+        if not present:
+            return None
+        rows = _norm_rows(gradients)
+        sizes = [gradient.numel() for gradient in gradients]
+        return Reading(len(parameters), present, sizes, _unscale(rows, scale))
+
+    def details(self, parameters: Sequence[Tensor], scale: Tensor | None = None) -> Reading | None:
+        """Every statistic of each layer's gradient; None when no layer has one.
+
+        scale: the loss scale that the gradients still carry (a fused optimizer under AMP).
+        """
+        present, gradients = _gradients(parameters)
+        if not present:
+            return None
+        self._detail_frames += 1
+        half = [gradient if _wide(gradient) else gradient.float() for gradient in gradients]
+        extremes = [torch.aminmax(gradient) for gradient in half]
+        samples = [_sample(gradient) for gradient in half]
+        weights = [_plain(parameters[layer]) for layer in present]
+        rows = _norm_rows(gradients) | {
+            "l1": _stack([torch.linalg.vector_norm(gradient, 1) for gradient in half]),
+            "sum": _stack([gradient.sum() for gradient in half]),
+            "low": _stack([extreme.min for extreme in extremes]),
+            "high": _stack([extreme.max for extreme in extremes]),
+            "dead": _stack(self._dead_fractions(present, gradients)),
+            "weight_norm": _foreach_norm(weights),
+        }
+        sizes = [gradient.numel() for gradient in gradients]
+        sample = torch.cat([part.to(samples[0].device) for part in samples])
+        sample_sizes = [part.numel() for part in samples]
+        return Reading(len(parameters), present, sizes, _unscale(rows, scale), sample, sample_sizes)
+
+    def _dead_fractions(self, present: list[int], gradients: list[Tensor]) -> list[Tensor]:
+        """Share of dead units of each present layer, NaN where it has none or it is too early."""
+        gradient_of = dict(zip(present, gradients, strict=True))
+        unknown = torch.tensor(float("nan"), device=gradients[0].device)
+        fractions: list[Tensor] = []
+        for layer, gradient in gradient_of.items():
+            dim = self._unit_dims[layer]
+            if dim is None or gradient.dim() < 2:
+                fractions.append(unknown)
+                continue
+            silent = silent_units(gradient, dim)
+            bias = self._bias_of[layer]
+            bias_gradient = gradient_of.get(bias) if bias is not None else None
+            if bias_gradient is not None and bias_gradient.shape == silent.shape:
+                silent = silent & (bias_gradient == 0)
+            before = self._silent_frames.get(layer)
+            if before is None or before.shape != silent.shape:
+                before = torch.zeros_like(silent, dtype=torch.int32)
+            frames = torch.where(silent, before + 1, 0)
+            self._silent_frames[layer] = frames
+            enough = self._detail_frames >= DEAD_AFTER_FRAMES
+            dead = (frames >= DEAD_AFTER_FRAMES).float().mean()
+            fractions.append(dead if enough else unknown)
+        return fractions
+
+
+def silent_units(gradient: Tensor, dim: int) -> Tensor:
+    """Units without any gradient. bool[units]; `dim` is the dimension that runs over units."""
+    units = gradient.transpose(0, dim).flatten(1)
+    if gradient.device.type != "cpu":
+        return torch.linalg.vector_norm(units, float("inf"), dim=1) == 0
+    # On a CPU the L2 kernel is 7 times as fast as the maximum, but squares underflow: look again.
+    silent = torch.linalg.vector_norm(units, 2, dim=1, dtype=torch.float32) == 0
+    if silent.any():
+        silent[silent.clone()] = ~units[silent].any(dim=1)
+    return silent
+
+
+def _gradients(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
+    """The layers that have a gradient, and their gradients as dense, real, local tensors."""
+    present: list[int] = []
+    gradients: list[Tensor] = []
+    for layer, parameter in enumerate(parameters):
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        gradient = _plain(gradient)
+        if gradient.numel():
+            present.append(layer)
+            gradients.append(gradient)
+    return present, gradients
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, dense and real. Implicit zeros of a sparse one are left out."""
+    plain = tensor.detach()
+    if hasattr(plain, "to_local"):
+        plain = cast("Tensor", plain.to_local())  # pyright: ignore[reportAttributeAccessIssue]
+    if plain.is_sparse:
+        plain = plain.coalesce().values()
+    return plain.abs() if plain.is_complex() else plain
+
+
+def _wide(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.float32, torch.float64)
+
+
+def _stack(values: list[Tensor]) -> Tensor:
+    """Zero-dimensional tensors as one, on the device of the first. float64[len(values)]."""
+    first = values[0]
+    if any(value.device != first.device or value.dtype != first.dtype for value in values):
+        values = [value.to(first.device, torch.float64, non_blocking=True) for value in values]
+    return torch.stack(values).double()
+
+
+def _foreach_norm(tensors: list[Tensor]) -> Tensor:
+    """L2 norm of each, accumulated in float32 at least. float64[len(tensors)]."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(place)
+    norms: list[Tensor] = [tensors[0]] * len(tensors)
+    for (_, dtype), places in groups.items():
+        wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        found = foreach_norm([tensors[place] for place in places], 2, dtype=wide)
+        for place, norm in zip(places, found, strict=True):
+            norms[place] = norm
+    return _stack(norms)
+
+
+def _norm_rows(gradients: list[Tensor]) -> dict[str, Tensor]:
+    """Norms, and what tells a norm that overflowed from a gradient that is not finite."""
+    norms = _foreach_norm(gradients)
+    if norms.device.type != "cpu":
+        # To look at the norms would be to wait for the device: take the maximum along instead.
+        return {"norm": norms, "peak": _stack(foreach_norm(gradients, float("inf")))}
+    counts = torch.zeros_like(norms)
+    doubtful = torch.nonzero(~torch.isfinite(norms) | (norms == 0)).flatten().tolist()
+    for place in doubtful:
+        gradient = gradients[place]
+        # Squares of finite float32 values overflow from 1.8e19 on, and underflow below 1e-23.
+        norms[place] = torch.linalg.vector_norm(gradient, 2, dtype=torch.float64)
+        if not torch.isfinite(norms[place]):
+            counts[place] = gradient.numel() - torch.isfinite(gradient).sum()
+    return {"norm": norms, "nonfinite": counts}
+
+
+def _nonfinite(read: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Count of non-finite elements; where only the maximum is known, 1 stands for some."""
+    counted = read.get("nonfinite")
+    return counted if counted is not None else (~np.isfinite(read["peak"])).astype(np.float64)
+
+
+UNSCALED_ROWS = frozenset({"nonfinite", "dead", "weight_norm"})
+
+
+def _unscale(rows: dict[str, Tensor], scale: Tensor | None) -> dict[str, Tensor]:
+    if scale is None:
+        return rows
+    return {
+        name: row if name in UNSCALED_ROWS else row / scale.to(row.device)
+        for name, row in rows.items()
+    }
+
+
+def _sample(gradient: Tensor) -> Tensor:
+    """Up to SAMPLE_SIZE elements at equal distances."""
+    flat = gradient.flatten()
+    stride = max(1, flat.numel() // SAMPLE_SIZE)
+    return flat[::stride][:SAMPLE_SIZE].float()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _copy_event(device: torch.device) -> torch.Event | None:
+    """Fires when what was asked of the device until now is done."""
+    if device.type == "cpu":
+        return None
+    event = torch.Event(device=device.type)
+    event.record()
+    return event
