@@ -1,0 +1,125 @@
+"""Curves of a run's scalars over steps: loss, norms and learning rate, one panel a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from gradwatch.wire.api import FindingView, Scalars
+from gradwatch_dashboard.axes import GRID, log_axis, log_range, plotly_steps
+from gradwatch_dashboard.heatmap import NONFINITE
+from gradwatch_dashboard.marks import finding_marks
+
+PANEL_PX, GAP_PX, TOP_PX, BOTTOM_PX = 170, 44, 30, 44
+MAX_PANELS = 6
+MAX_CURVES = 4  # of one panel
+LOG_SPAN = 50.0  # a panel whose largest value is this many times its smallest has a log axis
+CURVES = ("#3182bd", "#e6a100", "#7b4fb5", "#2a9d73")
+
+
+def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Title and names of each panel: losses first, then norms together, then each other scalar."""
+    losses: list[str] = []
+    norms: list[str] = []
+    others: list[str] = []
+    for name in sorted(names):
+        group = losses if "loss" in name else norms if "norm" in name else others
+        group.append(name)
+    others.sort(key=lambda name: (name not in ("lr", "learning_rate"), name))
+    found = [("loss", losses), ("gradient norm", norms), *((name, [name]) for name in others)]
+    return [(title, held[:MAX_CURVES]) for title, held in found if held][:MAX_PANELS]
+
+
+def scalars_figure(scalars: Scalars, findings: Sequence[FindingView] = ()) -> go.Figure:
+    """One panel a unit over a common axis of steps; a dashed line where each finding begins.
+
+    An infinite value is a cross on the panel's upper edge: a curve cannot show it.
+    """
+    steps = plotly_steps(scalars.steps)
+    chosen = panels(scalars.series_bytes)
+    rows = max(len(chosen), 1)
+    height = rows * PANEL_PX + (rows - 1) * GAP_PX
+    figure = make_subplots(
+        rows=rows,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=GAP_PX / height if rows > 1 else 0,
+        subplot_titles=[title for title, _ in chosen],
+    )
+    colour = iter(CURVES * rows)
+    for row, (_, names) in enumerate(chosen, start=1):
+        series = [scalars.series(name) for name in names]
+        figure.update_yaxes(_value_axis(np.concatenate(series)), row=row, col=1)
+        for name, values in zip(names, series, strict=True):
+            _add_curve(figure, steps, name, values, next(colour), row, legend=len(names) > 1)
+    for mark in finding_marks(findings, scalars.steps):
+        figure.add_vline(x=mark.x, line={"color": "rgb(128,128,128)", "width": 1.5, "dash": "dash"})
+    # Titles stand over the start of their panel, where the eye begins.
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
+    figure.update_xaxes(showgrid=False, zeroline=False, matches="x")
+    figure.update_xaxes(title={"text": "step"}, row=rows, col=1)
+    figure.update_layout(
+        height=height + TOP_PX + BOTTOM_PX,
+        margin={"l": 8, "r": 12, "t": TOP_PX, "b": BOTTOM_PX},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        hovermode="x",
+        uirevision="scalars",
+    )
+    return figure
+
+
+def _value_axis(values: NDArray[np.float64]) -> dict[str, Any]:
+    axis: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "automargin": True}
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() > 0 and finite.max() > LOG_SPAN * finite.min():
+        axis |= log_axis(*log_range(finite))
+    else:
+        axis["exponentformat"] = "power"
+    return axis
+
+
+def _add_curve(
+    figure: go.Figure,
+    steps: NDArray[Any],
+    name: str,
+    values: NDArray[np.float64],
+    colour: str,
+    row: int,
+    *,
+    legend: bool,
+) -> None:
+    finite = np.isfinite(values)
+    figure.add_trace(
+        go.Scatter(
+            x=steps[finite],
+            y=values[finite].astype(np.float32),
+            name=name,
+            mode="lines" if finite.sum() > 1 else "markers",
+            line={"color": colour, "width": 1.8},
+            showlegend=legend,
+            hovertemplate=f"{name} %{{y:,.4~g}}<extra></extra>",
+        ),
+        row=row,
+        col=1,
+    )
+    infinite = np.isinf(values)
+    if infinite.any():
+        edge = values[finite].max() if finite.any() else 1.0
+        figure.add_trace(
+            go.Scatter(
+                x=steps[infinite],
+                y=np.full(int(infinite.sum()), edge, dtype=np.float32),
+                name=f"{name} infinite",
+                mode="markers",
+                marker={"symbol": "x", "size": 8, "color": NONFINITE},
+                showlegend=False,
+                hovertemplate=f"{name} Inf<extra></extra>",
+            ),
+            row=row,
+            col=1,
+        )
