@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol, Self, TypeVar
 
 
@@ -16,15 +16,18 @@ class Node(Protocol):
 N = TypeVar("N", bound=Node)
 
 
-def topological_order(root: N) -> list[N]:
+def topological_order(root: N, until: Container[N] = ()) -> list[N]:
     """Every node that `root` was computed from, each after all of its consumers.
+
+    The walk does not go beneath a node in `until`.
 
     Kahn (1962), "Topological sorting of large networks". Iterative: depth costs no recursion.
     """
     waiting = {root: 0}  # how many consumers of a node are still to be walked
     found = [root]
     while found:
-        for parent in found.pop().parents:
+        node = found.pop()
+        for parent in () if node in until else node.parents:
             if parent in waiting:
                 waiting[parent] += 1
             else:
@@ -33,7 +36,7 @@ def topological_order(root: N) -> list[N]:
 
     order = [root]
     for node in order:  # grows while it is walked
-        for parent in node.parents:
+        for parent in () if node in until else node.parents:
             waiting[parent] -= 1
             if not waiting[parent]:
                 order.append(parent)
