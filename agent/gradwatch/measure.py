@@ -176,6 +176,23 @@ class Meter:
         return fractions
 
 
+def read_scalar(value: float | Tensor) -> Callable[[], float]:
+    """A number now, or soon from a device: taken without waiting, read by calling the result."""
+    if not isinstance(value, Tensor):
+        number = float(value)
+        return lambda: number
+    taken = _plain(value).reshape(-1)[0].double()
+    host = _to_host(taken.clone())
+    copied = _copy_event(value.device)
+
+    def read() -> float:
+        if copied is not None:
+            copied.synchronize()
+        return float(host)
+
+    return read
+
+
 def silent_units(gradient: Tensor, dim: int) -> Tensor:
     """Units without any gradient. bool[units]; `dim` is the dimension that runs over units."""
     units = gradient.transpose(0, dim).flatten(1)

@@ -60,7 +60,12 @@ def encode_batch(records: Sequence[Record]) -> bytes:
 
 def pack(encoded: Sequence[bytes]) -> bytes:
     """Records that are encoded already, as the body of one request."""
-    return zstd.compress(_encoder.encode([msgspec.Raw(item) for item in encoded]), level=LEVEL)
+    return compress(_encoder.encode([msgspec.Raw(item) for item in encoded]))
+
+
+def compress(content: bytes) -> bytes:
+    """Bytes as one zstd frame."""
+    return zstd.compress(content, level=LEVEL)
 
 
 def decode_batch(body: bytes) -> tuple[list[Decoded], list[Rejection]]:

@@ -86,7 +86,7 @@ class Frame(Wire, tag="frame", frozen=True, kw_only=True):
     values: memoryview
     scalars: Annotated[dict[Name, float], Meta(max_length=200)] = {}
     events: Annotated[tuple[Name, ...], Meta(max_length=20)] = ()
-    histograms: memoryview | None = None  # uint16[layers, BUCKETS], see gradwatch.wire.histogram
+    histograms: memoryview | None = None  # zstd of uint16[layers, BUCKETS]
 
     def check(self) -> None:
         """Raise FrameError when fields contradict each other."""

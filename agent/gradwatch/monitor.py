@@ -1,0 +1,170 @@
+"""The one line: `monitor = gradwatch.watch(model, optimizer)`."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch.identity import identify
+from gradwatch.job import Job, make_run_info
+from gradwatch.notice import say
+from gradwatch.settings import Settings, default_run_name
+
+_current: Job | None = None
+
+
+class Monitor:
+    """A handle on the run that this process records.
+
+    Every method is safe to call at any time and never raises for what the collector, the network
+    or the disk do. As a context manager it finishes the run, as failed when the block raises.
+    """
+
+    def __init__(self, job: Job | None) -> None:
+        self._job = job
+
+    @property
+    def run_id(self) -> str:
+        """The run's identifier, 32 hexadecimal digits; empty when watching is disabled."""
+        return self._job.run.id if self._job else ""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Frames that had to be dropped, by reason."""
+        return dict(self._job.outlet.drops) if self._job else {}
+
+    def log(self, **values: float | Tensor) -> None:
+        """Add scalars, as `log(loss=loss)`, to the step at hand. Tensors are taken without a sync.
+
+        Raises TypeError for a value that is neither a number nor a one-element tensor.
+        """
+        for name, value in values.items():
+            if not isinstance(value, Tensor) and not hasattr(value, "__float__"):
+                raise TypeError(f"log({name}=...) takes a number or a tensor, not {type(value)}")
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise TypeError(f"log({name}=...) takes one number, not shape {tuple(value.shape)}")
+        if self._job and self._job.alive:
+            self._job.log(values)
+
+    def clip_grad_norm_(
+        self, parameters: Any, max_norm: float, norm_type: float = 2.0, **keywords: Any
+    ) -> Tensor:
+        """torch.nn.utils.clip_grad_norm_, whose total norm before clipping is recorded."""
+        total = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
+        if self._job and self._job.alive:
+            self._job.log({"total_norm_before_clip": total, "clip_max_norm": max_norm})
+        return total
+
+    def finish(self, status: str = "finished", reason: str = "") -> None:
+        """Send what is left and end the run. Calling it twice is fine."""
+        if self._job:
+            _finish(self._job, status, reason)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.finish("failed", f"{type(error).__name__}: {error}")
+
+
+def watch(
+    model: nn.Module | Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    *,
+    project: str | None = None,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    url: str | None = None,
+    token: str | None = None,
+    norm_every: int | None = None,
+    detail_every: int | None = None,
+    overhead_budget: float | None = None,
+) -> Monitor:
+    """Record the gradients that `optimizer` applies to `model`, and stream them to a collector.
+
+    url, token: the collector; without one (nor GRADWATCH_URL) the run is kept on local disk.
+    norm_every, detail_every: steps between frames, at least (1 and 20). overhead_budget: share of
+    the training time that the agent may take (0.01); it records less often to keep within it, and
+    0 lifts the limit. A second call joins the run that is being recorded, as for a GAN's two
+    networks. Raises TypeError or SettingError for arguments that cannot be used, nothing later.
+    """
+    models = [model] if isinstance(model, nn.Module) else list(model)
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for item in models:
+        if not isinstance(item, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"watch() takes a torch.nn.Module first, not {type(item).__name__}")
+    for item in optimizers:
+        if not isinstance(item, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"watch() takes a torch optimizer second, not {type(item).__name__}")
+    settings = Settings.load(
+        {
+            "project": project,
+            "name": name,
+            "url": url,
+            "token": token,
+            "norm_every": norm_every,
+            "detail_every": detail_every,
+            "overhead_budget": overhead_budget,
+        }
+    )
+    job = current_job(settings, config or {}, list(tags))
+    if job is not None:
+        for item in optimizers:
+            job.watch(item, models)
+    return Monitor(job)
+
+
+def current_job(
+    settings: Settings, config: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
+) -> Job | None:
+    """The run that this process records, begun now if there is none; None when disabled."""
+    global _current
+    if settings.disabled:
+        return None
+    if _current is not None and _current.alive:
+        return _current
+    identity = identify(settings.run_id)
+    name = settings.name or default_run_name()
+    run = make_run_info(identity, settings, name, config or {}, list(tags))
+    _current = Job(run, identity, settings)
+    atexit.register(_finish_at_exit, _current)
+    if identity.rank == 0:
+        if settings.url:
+            say(f"recording run {name!r} ({run.id[:8]}), to be seen at {settings.url}")
+        else:
+            say(
+                f"no collector configured (GRADWATCH_URL): keeping run {name!r} in "
+                f"{settings.spool_dir}; `gradwatch sync` sends it later"
+            )
+    return _current
+
+
+def _finish(job: Job, status: str, reason: str) -> None:
+    was_alive = job.alive
+    sent = job.finish(status, reason)
+    if was_alive and not sent and job.settings.url:
+        say(f"some of run {job.run.id[:8]} is kept on disk; `gradwatch sync` sends it later")
+
+
+def _finish_at_exit(job: Job) -> None:
+    # The interpreter notes the exception that nobody caught before it runs exit handlers.
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if error is None or sys.flags.interactive:
+        _finish(job, "finished", "")
+    else:
+        _finish(job, "failed", f"{type(error).__name__}: {error}")

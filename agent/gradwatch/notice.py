@@ -1,0 +1,17 @@
+"""Telling the person at the terminal something, once, without ever failing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+_said: set[str] = set()
+
+
+def say(message: str) -> None:
+    """Print one line on standard error, the first time it is said."""
+    if message in _said:
+        return
+    _said.add(message)
+    with contextlib.suppress(Exception):
+        print(f"gradwatch: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,214 @@
+"""The outlet: one daemon thread that takes what the training thread hands over and sends it.
+
+The training thread only ever appends to a bounded queue. All waiting, encoding, network and disk
+happen here, and nothing that goes wrong here reaches the training loop.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gradwatch.notice import say
+from gradwatch.settings import Settings
+from gradwatch.spool import Spool, SpoolFullError
+from gradwatch.transport import Outcome, Transport, Verdict
+from gradwatch.wire.codec import encode_record, pack, split
+from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
+
+FLUSH_EVERY_S = 0.25
+QUEUE_LIMIT = 1024
+BATCH_BYTES = 2 << 20
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+CLOSE_DEADLINE_S = 10.0
+
+# Made in the training thread, called in this one: may wait for a device.
+Parcel = Callable[[], Sequence[Record]]
+
+
+class Outlet:
+    """Sends one run's records from this process, by way of the spool when it must."""
+
+    def __init__(
+        self, run: RunInfo, rank: int, settings: Settings, on_tick: Callable[[], None]
+    ) -> None:
+        self.run = run
+        self.rank = rank
+        self.drops: collections.Counter[str] = collections.Counter()
+        self.cpu_s = 0.0  # processor time that this thread has taken
+        self._settings = settings
+        self._on_tick = on_tick  # called by the thread several times a second
+        self._transport = Transport(settings.url, settings.token) if settings.url else None
+        self._spool: Spool | None = None
+        self._introduced = False
+        self._manifests: dict[tuple[str, int], bytes] = {}
+        self._queue: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
+        self._encoded: list[bytes] = []
+        self._encoded_bytes = 0
+        self._backoff_s = FIRST_BACKOFF_S
+        self._try_at = 0.0
+        self._reported: collections.Counter[str] = collections.Counter()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="gradwatch", daemon=True)
+        self._thread.start()
+
+    def submit(self, parcel: Parcel) -> bool:
+        """Hand over without waiting; False when the queue is full and the parcel is dropped."""
+        if self._queue.qsize() >= QUEUE_LIMIT:
+            self.drops["queue_full"] += 1
+            return False
+        self._queue.put(parcel)
+        return True
+
+    def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> bool:
+        """Send what is there; False when some of it could not be sent by the deadline."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(deadline_s)
+        return not self._thread.is_alive() and self._spool is None
+
+    @property
+    def spool_folder(self) -> Path | None:
+        """Where unsent batches are kept, None when there are none."""
+        return self._spool.folder if self._spool else None
+
+    def _work(self) -> None:
+        flushed_at = 0.0
+        while True:
+            parcel = self._next_parcel()
+            try:
+                self._on_tick()
+                urgent = parcel is not None and self._take(parcel)
+                done = parcel is None and self._closing.is_set() and not self._queue.qsize()
+                due = time.monotonic() - flushed_at >= FLUSH_EVERY_S
+                if urgent or due or done or self._encoded_bytes >= BATCH_BYTES:
+                    self._flush()
+                    flushed_at = time.monotonic()
+                self.cpu_s = time.thread_time()
+                if done:
+                    self._end()
+                    return
+            except Exception as error:
+                # The thread must outlive any fault, and its queue must not grow meanwhile.
+                self.drops["agent_error"] += 1
+                say(f"a frame was lost to an internal error: {error!r}")
+
+    def _next_parcel(self) -> Parcel | None:
+        with contextlib.suppress(queue.Empty):
+            return self._queue.get(timeout=FLUSH_EVERY_S)
+        return None
+
+    def _take(self, parcel: Parcel) -> bool:
+        """Encode a parcel's records; True when they should not wait."""
+        urgent = False
+        for record in parcel():
+            encoded = encode_record(record)
+            if isinstance(record, Manifest):
+                self._manifests[record.optimizer, record.version] = encoded
+            self._encoded.append(encoded)
+            self._encoded_bytes += len(encoded)
+            urgent = urgent or (isinstance(record, Frame) and "non_finite" in record.events)
+        return urgent
+
+    def _flush(self) -> None:
+        self._report_drops()
+        if self._transport and self._spool and time.monotonic() >= self._try_at:
+            self._drain()
+        groups = list(split(self._encoded, BATCH_BYTES))
+        self._encoded, self._encoded_bytes = [], 0
+        for group in groups:
+            body = pack(group)
+            # While older batches wait on disk, newer ones queue up behind them.
+            if self._spool or not self._deliver(body):
+                self._keep(body, len(group))
+
+    def _report_drops(self) -> None:
+        fresh = self.drops - self._reported
+        if fresh:
+            self._reported += fresh
+            record = Drops(rank=self.rank, time=time.time(), counts=dict(fresh))
+            self._encoded.append(encode_record(record))
+
+    def _deliver(self, body: bytes) -> bool:
+        """Send one batch; True when it needs no keeping."""
+        if self._transport is None or time.monotonic() < self._try_at:
+            return False
+        if not self._introduced and not self._introduce(self._transport):
+            return False
+        outcome = self._transport.deliver(self.run.id, body)
+        if outcome.verdict is Verdict.UNKNOWN_RUN:
+            # The collector lost its database: introduce the run and its layers again.
+            if not self._introduce(self._transport):
+                return False
+            outcome = self._transport.deliver(self.run.id, body)
+        return self._settle(outcome)
+
+    def _introduce(self, transport: Transport) -> bool:
+        self._introduced = self._settle(transport.introduce(self.run))
+        if self._introduced and self._manifests:
+            body = pack(list(self._manifests.values()))
+            return self._settle(transport.deliver(self.run.id, body))
+        return self._introduced
+
+    def _settle(self, outcome: Outcome) -> bool:
+        """Account for an outcome; True when the request is dealt with."""
+        if outcome.verdict in (Verdict.STORED, Verdict.REFUSED):
+            self._backoff_s = FIRST_BACKOFF_S
+            self._try_at = 0.0
+            if outcome.rejected:
+                self.drops["rejected"] += outcome.rejected
+                say(f"the collector refused some records: {outcome.reason}")
+            elif outcome.verdict is Verdict.REFUSED:
+                self.drops["refused"] += 1
+                say(f"the collector refused a batch: {outcome.reason}")
+            return True
+        wait = outcome.retry_after_s or self._backoff_s
+        self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
+        self._try_at = time.monotonic() + wait
+        say(f"{outcome.reason}; keeping frames on disk and trying again")
+        return False
+
+    def _drain(self) -> None:
+        """Send the spool's batches in order until one fails or another flush is due."""
+        spool = self._spool
+        assert spool is not None
+        started = time.monotonic()
+        for segment in spool.segments:
+            if not self._deliver(segment.read_bytes()):
+                return
+            spool.remove(segment)
+            if time.monotonic() - started > FLUSH_EVERY_S and not self._closing.is_set():
+                return
+        spool.close()
+        self._spool = None
+
+    def _keep(self, body: bytes, records: int) -> None:
+        """Put a batch on disk, or drop and count it."""
+        try:
+            if self._spool is None:
+                limit = self._settings.spool_limit_mb << 20
+                self._spool = Spool.create(self._settings.spool_dir, self.run, self.rank, limit)
+                for group in split(self._manifests.values(), BATCH_BYTES):
+                    self._spool.append(pack(group))
+            self._spool.append(body)
+        except SpoolFullError:
+            self.drops["spool_full"] += records
+            say(f"the spool has reached its limit of {self._settings.spool_limit_mb} MB")
+        except OSError as error:
+            self.drops["disk"] += records
+            say(f"cannot keep frames on disk: {error}")
+
+    def _end(self) -> None:
+        if self._spool and self._transport:
+            self._try_at = 0.0
+            self._drain()
+        if self._spool:
+            self._spool.close()
+        if self._transport:
+            self._transport.close()

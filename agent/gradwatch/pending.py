@@ -1,0 +1,69 @@
+"""A step's frame between the optimizer's step and its sending."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from gradwatch.measure import Reading
+from gradwatch.wire.codec import compress
+from gradwatch.wire.frame import Frame
+
+
+class PendingFrame:
+    """A step's frame while the training loop may still log a loss to it."""
+
+    def __init__(
+        self, optimizer: str, step: int, manifest: int, reading: Reading | None, lr: float
+    ) -> None:
+        self.optimizer = optimizer
+        self.step = step
+        self.opened_at = time.monotonic()
+        self.scalars: dict[str, Callable[[], float]] = {}
+        self._time = time.time()
+        self._manifest = manifest
+        self._reading = reading
+        self._measured: dict[str, float] = {} if math.isnan(lr) else {"lr": lr}
+
+    @property
+    def empty(self) -> bool:
+        """Nothing measured and nothing logged: not worth a frame."""
+        return self._reading is None and not self.scalars
+
+    def measured(self, name: str, value: float) -> None:
+        """Add a number of the agent's own."""
+        self._measured[name] = value
+
+    def frame(self, rank: int) -> Frame:
+        """The frame, once all of its numbers have arrived from the device."""
+        scalars = self._measured | {name: value() for name, value in dict(self.scalars).items()}
+        columns: tuple[str, ...] = ()
+        values, histograms, events = b"", None, list[str]()
+        if self._reading is not None:
+            found = self._reading.resolve()
+            columns, values = found.columns, found.values.astype("<f4").tobytes()
+            norms = found.values[columns.index("norm")].astype(np.float64)
+            counts = found.values[columns.index("nonfinite")]
+            scalars["total_norm"] = float(np.sqrt(np.nansum(norms**2)))
+            if np.any(counts > 0):
+                events.append("non_finite")
+                scalars["total_norm"] = float("nan")
+            if found.histograms is not None:
+                histograms = memoryview(compress(found.histograms.astype("<u2").tobytes()))
+        if not math.isfinite(scalars.get("loss", 0.0)) and "non_finite" not in events:
+            events.append("non_finite")
+        return Frame(
+            optimizer=self.optimizer,
+            rank=rank,
+            step=self.step,
+            time=self._time,
+            manifest=self._manifest,
+            columns=columns,
+            values=memoryview(values),
+            scalars=scalars,
+            events=tuple(events),
+            histograms=histograms,
+        )

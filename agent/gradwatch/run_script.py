@@ -1,0 +1,76 @@
+"""`gradwatch run train.py`: watch a script without changing a line of it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from gradwatch.monitor import current_job
+from gradwatch.notice import say
+from gradwatch.settings import Settings
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option("-m", "module", is_flag=True, help="SCRIPT is a module or package, as in python -m.")
+@click.option("--url", help="The collector, as http://127.0.0.1:8470 [GRADWATCH_URL].")
+@click.option("--token", help="Its token, with scope ingest [GRADWATCH_TOKEN].")
+@click.option("--project", help="Project that the run belongs to [GRADWATCH_PROJECT].")
+@click.option("--name", help="Name of the run; the script's by default [GRADWATCH_NAME].")
+@click.option("--norm-every", type=int, help="Steps between norm frames, at least (1).")
+@click.option("--detail-every", type=int, help="Steps between detail frames, at least (20).")
+@click.option(
+    "--overhead-budget",
+    type=float,
+    help="Share of the training time that the agent may take (0.01); 0 lifts the limit.",
+)
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Run a training script and watch it, without changing a line of it.
+
+    Every model that an optimizer steps is recorded, under the names of its parameters.
+
+    \b
+    gradwatch run train.py --epochs 3
+    gradwatch run -m package.train
+    torchrun --nproc-per-node 2 -m gradwatch run train.py
+    """
+    settings = Settings.load(options)
+    for name, value in options.items():
+        if value is not None:
+            # A later gradwatch.watch in the script joins this run, with these settings.
+            os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
+    sys.argv = [script, *arguments]
+    if not settings.disabled:
+        register_optimizer_step_pre_hook(_attach_to(settings))
+    if module:
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        return
+    if not Path(script).is_file():
+        raise click.ClickException(f"there is no script {script!r} here")
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def _attach_to(settings: Settings) -> Any:
+    """A global step pre-hook that watches each optimizer from its first step on."""
+
+    def attach(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        try:
+            job = current_job(settings)
+            if job is not None and not job.watched(optimizer):
+                job.watch(optimizer, None)
+        except Exception as error:
+            say(f"cannot watch {type(optimizer).__name__}: {error!r}")
+
+    return attach

@@ -1,0 +1,214 @@
+"""Watching one optimizer: its step hooks, when to measure, and what its layers are."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch.layers import (
+    PARALLEL_WRAPPERS,
+    ExecutionOrder,
+    Layer,
+    named_layers,
+    owning_models,
+)
+from gradwatch.measure import Meter, Reading
+from gradwatch.notice import say
+from gradwatch.pacer import Pacer
+from gradwatch.pending import PendingFrame
+from gradwatch.wire.frame import MAX_LAYERS, Manifest
+
+if TYPE_CHECKING:
+    from gradwatch.job import Job
+
+# Shares of the budget: norms are what every step wants, details cost several times as much.
+NORM_SHARE = 0.6
+DETAIL_SHARE = 0.4
+# After this many faults of its own, the watch gives up rather than cost the job more.
+MAX_FAULTS = 5
+
+
+class OptimizerWatch:
+    """Reads the gradients that one optimizer applies, in its step hooks.
+
+    Only the step's pre-hook sees what is applied: averaged over ranks, accumulated, unscaled and
+    clipped. An optimizer that is given a closure computes its gradients inside the step, so there
+    they are read after it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        optimizer: torch.optim.Optimizer,
+        name: str,
+        models: Sequence[nn.Module] | None,
+    ) -> None:
+        self.name = name
+        self.step = 0
+        self._job = job
+        self._optimizer = weakref.ref(optimizer)
+        self._models = None if models is None else [weakref.ref(model) for model in models]
+        self._layers: list[Layer] = []
+        self._signature: list[tuple[int, bool]] = []
+        self._dirty = True
+        self._version = 0
+        self._faults = 0
+        self._started_at = 0.0
+        given = models or ()
+        self._order: ExecutionOrder | None = ExecutionOrder(
+            layer.parameter for layer in named_layers(given)
+        )
+        settings = job.settings
+        copies = any(type(model).__name__ in PARALLEL_WRAPPERS for model in given)
+        # Under DDP every rank holds the same gradients: the others only show whether they drift.
+        self._replica = copies and job.rank > 0
+        budget = settings.overhead_budget
+        norm_every = settings.detail_every if self._replica else settings.norm_every
+        self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
+        self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """None once the training script has let go of it."""
+        return self._optimizer()
+
+    def held(self) -> list[Tensor]:
+        """The parameters that the optimizer holds now, in its order."""
+        optimizer = self._optimizer()
+        groups: list[dict[str, Any]] = optimizer.param_groups if optimizer else []
+        return [parameter for group in groups for parameter in group["params"]]
+
+    def layout_changed(self) -> None:
+        """Look at the layers again at the next frame."""
+        self._dirty = True
+
+    def remove(self) -> None:
+        """Take every hook away."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._order is not None:
+            self._order.read(())
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not _closure(args, kwargs):
+            self._guarded_observe(optimizer)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if _closure(args, kwargs):
+            self._guarded_observe(optimizer)
+
+    def _guarded_observe(self, optimizer: torch.optim.Optimizer) -> None:
+        """No fault of the agent's own reaches the training loop."""
+        if not self._job.alive or self._faults >= MAX_FAULTS:
+            return
+        try:
+            self._observe(optimizer)
+        except Exception as error:
+            self._faults += 1
+            self._job.outlet.drops["agent_error"] += 1
+            say(f"could not record a step of {self.name}: {error!r}")
+
+    @torch.no_grad()
+    def _observe(self, optimizer: torch.optim.Optimizer) -> None:
+        started = time.perf_counter()
+        elapsed_s = started - self._started_at if self._started_at else 0.0
+        self._started_at = started
+        self.step += 1
+        self._norm_pacer.charge(self._job.uncharged_cost_s())
+        # Both buckets fill at every step, so both are asked.
+        norm_due = self._norm_pacer.due(self.step, elapsed_s)
+        detail_due = self._detail_pacer.due(self.step, elapsed_s) and not self._replica
+        reading: Reading | None = None
+        if norm_due or detail_due:
+            parameters = self._current_parameters()
+            scale = getattr(optimizer, "grad_scale", None)
+            measure = self._meter.details if detail_due else self._meter.norms
+            reading = measure(parameters, scale if isinstance(scale, Tensor) else None)
+        frame = PendingFrame(
+            self.name, self.step, max(1, self._version), reading, _learning_rate(optimizer)
+        )
+        if elapsed_s:
+            frame.measured("step_time_s", elapsed_s)
+        self._job.open_frame(frame)
+        cost_s = time.perf_counter() - started
+        if detail_due:
+            self._detail_pacer.took(self.step, cost_s)
+        elif norm_due:
+            self._norm_pacer.took(self.step, cost_s)
+        else:
+            self._norm_pacer.charge(cost_s)
+
+    def _current_parameters(self) -> list[Tensor]:
+        """The layers' tensors; describes them anew when they are not those of the last frame."""
+        held = self.held()
+        known = [layer.parameter for layer in self._layers]
+        signature = [(id(tensor), tensor.requires_grad) for tensor in (*held, *known)]
+        if self._dirty or self._order is not None or signature != self._signature:
+            self._describe(held)
+            known = [layer.parameter for layer in self._layers]
+            self._signature = [(id(tensor), tensor.requires_grad) for tensor in (*held, *known)]
+        return known
+
+    def _describe(self, held: list[Tensor]) -> None:
+        """Name the layers, order them, and send the manifest."""
+        first = not self._layers
+        models = self._living_models(held)
+        mine = {id(tensor) for tensor in held}
+        theirs = self._job.held_by_others(self)
+        layers = [layer for layer in named_layers(models) if id(layer.parameter) not in theirs]
+        named = {id(layer.parameter) for layer in layers}
+        layers += [
+            Layer(f"{self.name}.parameter_{place}", tensor, None)
+            for place, tensor in enumerate(held)
+            if id(tensor) not in named
+        ]
+        if len(layers) > MAX_LAYERS:
+            say(f"{self.name} has {len(layers)} layers; the first {MAX_LAYERS} are recorded")
+            layers = layers[:MAX_LAYERS]
+        order, self._order = self._order, None
+        depths = (order or ExecutionOrder(())).read(layers)
+        if first and self._models is None:
+            # Found at its first step: the next backward pass shows the order of execution.
+            self._order = ExecutionOrder(layer.parameter for layer in layers)
+        self._layers = layers
+        self._meter = Meter(layers)
+        self._dirty = False
+        self._version += 1
+        self._job.say(
+            Manifest(
+                optimizer=self.name,
+                version=self._version,
+                rank=self._job.rank,
+                layers=[
+                    layer.describe(depth, id(layer.parameter) in mine)
+                    for layer, depth in zip(layers, depths, strict=True)
+                ],
+            )
+        )
+
+    def _living_models(self, held: list[Tensor]) -> list[nn.Module]:
+        if self._models is None:
+            return owning_models(held)
+        return [model for model in (known() for known in self._models) if model is not None]
+
+
+def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step was given a function that computes the gradients."""
+    return callable(kwargs.get("closure") or (args[0] if args else None))
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The first group's learning rate; NaN when it lies on a device and would be waited for."""
+    rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
+    if isinstance(rate, Tensor) and rate.device.type != "cpu":
+        return float("nan")
+    return float("nan") if rate is None else float(rate)
