@@ -87,7 +87,7 @@ class Recorder:
 
     def _record(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self.step += 1
-        if (self.step - 1) % self.keep_every and self.step > 10:
+        if self.step % self.keep_every and self.step > 10:
             return
         detail = self.step <= 10 or self.step % self.detail_every == 0
         row = {name: np.full(len(self.layers), np.nan) for name in STATISTICS}

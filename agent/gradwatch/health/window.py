@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -33,12 +33,16 @@ class Window:
 
     statistics: name -> float32[steps, layers], NaN where not measured.
     scalars: name -> float64[steps], NaN where not measured.
+    reported: scalar name -> bool[steps], whether the frame carried it; tells a NaN loss from none.
     """
 
     steps: NDArray[np.int64]
     layers: Sequence[Layer]
     statistics: Mapping[str, NDArray[np.float32]]
     scalars: Mapping[str, NDArray[np.float64]]
+    reported: Mapping[str, NDArray[np.bool_]] = field(
+        default_factory=dict[str, "NDArray[np.bool_]"]
+    )
 
     def statistic(self, name: str) -> NDArray[np.float32]:
         """float32[steps, layers]; all NaN when no frame of the window measured it."""
@@ -51,3 +55,9 @@ class Window:
         """float64[steps]; all NaN when no frame of the window measured it."""
         known = self.scalars.get(name)
         return known if known is not None else np.full(len(self.steps), np.nan)
+
+    def broken_scalar(self, name: str) -> NDArray[np.bool_]:
+        """Steps at which a frame carried this scalar as NaN or Inf. bool[steps]."""
+        values = self.scalar(name)
+        reported = self.reported.get(name, np.zeros(len(self.steps), dtype=np.bool_))
+        return np.isinf(values) | (np.isnan(values) & reported)

@@ -1,0 +1,212 @@
+"""Units whose gradient is exactly 0 on sample after sample, and the layer where that began.
+
+The agent measures it: `dead_fraction` is the share of a layer's output units with gradient 0 on
+each of the last detail frames. A norm of 0 alone says nothing, for a float32 norm underflows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.health.chain import bias_places, links, rms, sound_part
+from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.robust import largest, median, onset
+from gradwatch.health.thresholds import threshold
+from gradwatch.health.window import Window
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When dead units are told."""
+
+    share: float = threshold(
+        0.5, "1", "half of a layer; healthy ReLU networks on digits have 0.03 to 0.2 at rest"
+    )
+    critical_share: float = threshold(
+        0.9, "1", "what is left can hardly carry the signal of a layer"
+    )
+    detail_frames: int = threshold(
+        3, "detail frames", "one frame is chance: LoRA's A has gradient 0 at its first step"
+    )
+    lookback_frames: int = threshold(
+        5, "detail frames", "those that one dead_fraction looks back on: the agent's constant"
+    )
+    steps: int = threshold(
+        15, "steps", "a head used each 10th step has gradient 0 for 9 of them, and is not dead"
+    )
+    underflow_rms: float = threshold(
+        1e-18, "1", "below this the squares in a float32 norm underflow: vanishing, not dead"
+    )
+    zero_loss: float = threshold(
+        1e-12, "1", "a margin loss that has reached 0 leaves no gradient, and nothing is wrong"
+    )
+
+
+class DeadLayers(NamedTuple):
+    """What was seen of the chain's links at the last detail frames."""
+
+    places: list[int]  # in window.layers, the input's first
+    share: NDArray[np.float64]  # [detail frames, n] of units that are dead
+    frames: NDArray[np.int64]  # [detail frames] row of each in the window
+    flagged: NDArray[np.bool_]  # [n] dead units enough, for long enough
+    silenced: NDArray[np.bool_]  # [n] exactly 0 only because a layer nearer to the output is dead
+    suspected: NDArray[np.bool_]  # [n] dead units enough now, however briefly
+
+
+def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
+    """Layers with many dead units, the one nearest to the output first.
+
+    When a whole layer is dead, every layer before it gets exactly 0 as well: one story, told of
+    the last dead layer in order of depth.
+    """
+    sound = sound_part(window)
+    dead = dead_layers(sound, settings)
+    origins = np.flatnonzero(dead.flagged & ~dead.silenced)[::-1]
+    if not len(origins):
+        return None
+    now = dead.share[-1]
+    names = tuple(sound.layers[dead.places[link]].name for link in origins)
+    firsts = [_first_row(sound, dead, link, settings) for link in origins]
+    # The layer that died first leads; of those that died together, the one nearest to the output.
+    lead = min(range(len(origins)), key=lambda number: firsts[number])
+    names = (names[lead], *(name for number, name in enumerate(names) if number != lead))
+    origin = int(origins[lead])
+    units = sound.layers[dead.places[origin]].shape[0]
+    dead_now = round(float(now[origin]) * units)
+    worst = float(now[origins].max())
+    step = int(sound.steps[firsts[lead]])
+    starved = int(dead.silenced.sum())
+    evidence: dict[str, float | int | str] = {
+        "dead units": f"{dead_now} of {units}",
+        "share": round(float(now[origin]), 4),
+        "since step": step,
+    }
+    if starved:
+        evidence["layers before it left without gradient"] = starved
+    consequence = f"; the {starved} layers before it get no gradient" if starved > 1 else ""
+    if starved == 1:
+        consequence = "; the layer before it gets no gradient"
+    others = f" (and {len(names) - 1} more layers)" if len(names) > 1 else ""
+    return Finding(
+        kind="dead_units",
+        severity=Severity.CRITICAL if worst >= settings.critical_share else Severity.WARNING,
+        layers=names,
+        first_step=step,
+        last_step=int(sound.steps[-1]),
+        summary=(
+            f"{dead_now} of {units} units of {names[0]}{others} have had a gradient of exactly 0 "
+            f"since step {step}{consequence}."
+        ),
+        evidence=evidence,
+    )
+
+
+def dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
+    """Which weight layers are dead, and which are only silenced by one. sound: finite steps."""
+    fractions = sound.statistic("dead_fraction").astype(np.float64)
+    norms = sound.statistic("norm").astype(np.float64)
+    # A transposed convolution's first dimension is its input, so its rows say nothing of its units.
+    measured = [
+        place
+        for place in links(sound)
+        if not sound.layers[place].module.startswith("ConvTranspose")
+        and not np.isnan(fractions[:, place]).all()
+    ]
+    frames = np.flatnonzero((~np.isnan(fractions[:, measured])).any(axis=1))
+    none = np.zeros(len(measured), dtype=np.bool_)
+    if not len(frames):
+        return DeadLayers(measured, np.zeros((0, len(measured))), frames, none, none, none)
+    recent = frames[-settings.lookback_frames :]
+    raw = fractions[frames][:, measured]
+    # Between detail frames the norm knows better: a head used each 10th step is not dead.
+    alive_since = (norms[recent[0] :][:, measured] > 0).any(axis=0)
+    raw = np.where(alive_since & (raw >= 1.0), 0.0, raw)
+    share = _confirmed(sound, measured, frames, raw)
+    suspected = (share[-1] >= settings.share) & ~_underflowed(sound, measured, recent, settings)
+    zero = raw[-1] >= 1.0
+    whole = suspected & (share[-1] >= 1.0)
+    # Which outputs get a gradient is the loss's doing, so the last layer counts as a whole only.
+    suspected[-1] = whole[-1] and not _loss_is_zero(sound, recent, settings)
+    if zero.all() and not suspected[-1]:
+        return DeadLayers(measured, share, frames, none, none, none)
+    if whole.any():
+        # Behind a dead layer only biases speak: what is dead there died of it.
+        suspected &= whole | (np.arange(len(measured)) < np.flatnonzero(whole)[0])
+    silenced = none.copy()
+    reached = False  # by the shadow of a dead layer nearer to the output
+    for link in range(len(measured) - 1, -1, -1):
+        silenced[link] = reached and bool(zero.item(link))
+        reached = bool(zero.item(link)) and (reached or bool(whole.item(link)))
+    flagged = suspected & _lasting(sound, frames, share, settings)
+    return DeadLayers(measured, share, frames, flagged, silenced, suspected)
+
+
+def _lasting(
+    sound: Window, frames: NDArray[np.int64], share: NDArray[np.float64], settings: Thresholds
+) -> NDArray[np.bool_]:
+    """Links with enough dead units now and for enough steps. bool[n]."""
+    below = share < settings.share
+    # Detail frames since the last one with too few; all of them where there is none.
+    streak = np.where(below.any(axis=0), below[::-1].argmax(axis=0), len(below))
+    start = np.maximum(len(below) - streak - (settings.lookback_frames - 1), 0)
+    since = sound.steps[frames[np.minimum(start, len(below) - 1)]]
+    long_enough = sound.steps[-1] - since >= settings.steps
+    return (streak > 0) & long_enough & (len(below) >= settings.detail_frames)
+
+
+def _confirmed(
+    sound: Window, measured: list[int], frames: NDArray[np.int64], raw: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Share of units whose bias agrees that they are dead. float64[detail frames, n].
+
+    A row of zeros can also come from an input that is 0 (behind a dead layer) or from a pruning
+    mask; then the unit's bias still has a gradient.
+    """
+    zeros = sound.statistic("zero_fraction").astype(np.float64)
+    norms = sound.statistic("norm").astype(np.float64)
+    share = raw.copy()
+    for link, bias in enumerate(bias_places(sound, measured)):
+        if bias < 0:
+            continue
+        said = zeros[frames, bias]
+        said = np.where(np.isnan(said) & (norms[frames, bias] > 0), 0.0, said)
+        share[:, link] = np.fmin(share[:, link], said)
+    return np.nan_to_num(share, nan=0.0)
+
+
+def _underflowed(
+    sound: Window, measured: list[int], recent: NDArray[np.int64], settings: Thresholds
+) -> NDArray[np.bool_]:
+    """Links whose nearest gradient towards the output is too small for float32. bool[n]."""
+    element_rms = rms(sound)[recent]
+    size = median(element_rms[:, measured])
+    for link, bias in enumerate(bias_places(sound, measured)):
+        if bias >= 0:
+            size[link] = largest(np.array([size[link], median(element_rms[:, bias])]))
+    nearest = np.full(len(measured), np.inf)
+    below = np.inf
+    for link in range(len(measured) - 1, -1, -1):
+        below = size[link] if size[link] > 0 else below
+        nearest[link] = below
+    return nearest < settings.underflow_rms
+
+
+def _loss_is_zero(sound: Window, recent: NDArray[np.int64], settings: Thresholds) -> bool:
+    loss = sound.scalar("loss")[recent[0] :]
+    known = loss[~np.isnan(loss)]
+    return bool(len(known)) and float(np.median(np.abs(known))) <= settings.zero_loss
+
+
+def _first_row(sound: Window, dead: DeadLayers, link: int, settings: Thresholds) -> int:
+    """Row of the window at which this link's units died."""
+    start = onset(dead.share[:, link] >= settings.share, 1.0)
+    row = int(dead.frames[start if start is not None else -1])
+    if dead.share[-1, link] >= 1.0:
+        # dead_fraction looks back over several frames, so the norm knows the step earlier.
+        gone = onset(sound.statistic("norm")[:, dead.places[link]] == 0, 1.0)
+        row = min(row, gone) if gone is not None else row
+    return row

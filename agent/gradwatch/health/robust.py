@@ -1,0 +1,59 @@
+"""Statistics that survive missing values and outliers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def median(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Median over the first axis, without the NaN; NaN where there is nothing, without a warning.
+
+    values: float[n, ...]; returns float64[...].
+    """
+    if len(values) == 0:
+        return np.full(values.shape[1:], np.nan)
+    ordered = np.sort(values.astype(np.float64), axis=0)  # NaN sorts last
+    count = np.count_nonzero(~np.isnan(values), axis=0)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, axis=0)[0]
+    high = np.take_along_axis(ordered, np.minimum(count // 2, len(values) - 1)[None], axis=0)[0]
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, (low + high) / 2, np.nan)
+
+
+def largest(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Maximum over the last axis, without the NaN; NaN where there is nothing.
+
+    values: float[..., n]; returns float64[...].
+    """
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], np.nan)
+    filled = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
+    return np.where(np.isneginf(filled), np.nan, filled)
+
+
+def held(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Each NaN replaced by the value before it in time, or, at the start, by the first one.
+
+    values: float[steps, n]; returns float64[steps, n].
+    """
+    result = values.astype(np.float64)
+    for direction in (1, -1):
+        known = ~np.isnan(result[::direction])
+        place = np.where(known, np.arange(len(result))[:, None], -1)
+        place = np.maximum.accumulate(place, axis=0) if len(result) else place
+        taken = np.take_along_axis(result[::direction], np.maximum(place, 0), axis=0)
+        result = np.where(place >= 0, taken, np.nan)[::direction]
+    return result
+
+
+def onset(flags: NDArray[np.bool_], share: float) -> int | None:
+    """First set flag from which on at least `share` of the flags are set; None without one.
+
+    flags: bool[steps].
+    """
+    if not flags.any():
+        return None
+    rest = np.cumsum(flags[::-1])[::-1] / np.arange(len(flags), 0, -1)
+    starts = np.flatnonzero(flags & (rest >= share))
+    return int(starts[0]) if len(starts) else None

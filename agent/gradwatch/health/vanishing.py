@@ -1,0 +1,129 @@
+"""Vanishing gradients: the chain's first layers get almost nothing of what the last ones get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.health import dead_units
+from gradwatch.health.chain import Chain, chain_of, sound_part
+from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.robust import median, onset
+from gradwatch.health.thresholds import threshold
+from gradwatch.health.window import Window
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When vanishing gradients are told."""
+
+    ratio: float = threshold(
+        1e-3,
+        "1",
+        "element RMS of early / late weight layers; AUTOTRAINER (ICSE 2021) uses the same, and "
+        "healthy residual networks of 50 blocks stay above 1e-2",
+    )
+    critical_ratio: float = threshold(
+        1e-6, "1", "near float32's relative precision: the weights cannot move at all"
+    )
+    relative: float = threshold(
+        1e-4, "1", "gradient norm / weight norm; above it the layer still learns"
+    )
+    bias_relative: float = threshold(
+        1e-7,
+        "1",
+        "the same where only the biases' gradients fall towards the input, as behind batch-norm "
+        "they do by design",
+    )
+    leading_layers: int = threshold(
+        2, "layers", "one small first layer is an input scale or an adapter; a chain starves more"
+    )
+    share: float = threshold(0.8, "1", "part of the recent frames that show it")
+    recent_frames: int = threshold(50, "frames", "the present: what has healed is not told")
+    frames: int = threshold(5, "frames", "fewest frames to judge from")
+    steps: int = threshold(10, "steps", "fewest steps they span: zero initialisation needs a few")
+    recovery: float = threshold(
+        10.0, "1", "growth within the recent frames that says it heals by itself"
+    )
+
+
+def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
+    """Leading weight layers whose gradient is tiny relative to the last layers and the weights."""
+    sound = sound_part(window)
+    chain = _explained_by_nothing_else(sound, chain_of(sound), settings)
+    count = len(chain.layers)
+    if len(sound.steps) < settings.frames or count < settings.leading_layers + 1:
+        return None
+    if int(sound.steps[-1] - sound.steps[0]) + 1 < settings.steps:
+        return None
+    recent = slice(max(len(sound.steps) - settings.recent_frames, 0), None)
+
+    late = slice(count - max(count // 3, 1), None)
+    ratio = _ratio(chain.rms, late)
+    bias_ratio = _ratio(chain.bias_rms, late)
+    small = ~(chain.relative > settings.relative)  # unknown weights do not speak against it
+    starved = (ratio <= settings.ratio) & small
+    starved |= (bias_ratio <= settings.ratio) & (chain.relative <= settings.bias_relative)
+
+    lasting = starved[recent].mean(axis=0) >= settings.share
+    leading = int(np.argmin(np.append(lasting, False)))
+    if leading < settings.leading_layers or _heals(ratio[recent, 0], settings):
+        return None
+    first = onset(starved[:, 0], settings.share)
+    row = first if first is not None else len(sound.steps) - 1
+    typical = np.fmin(median(ratio[recent]), median(bias_ratio[recent]))
+    smallest = float(np.nanmin(typical[:leading]))
+    relative = float(median(chain.relative[recent])[0])
+    names = chain.names[:leading]
+    evidence: dict[str, float | int | str] = {
+        "smallest early / late ratio": float(f"{smallest:.3g}"),
+        "starved layers": f"{leading} of {count}",
+        "gradient RMS of the first layer": float(f"{float(median(chain.rms[recent])[0]):.3g}"),
+        "gradient RMS of the last layer": float(f"{float(median(chain.rms[recent])[-1]):.3g}"),
+    }
+    if not np.isnan(relative):
+        evidence["gradient / weight norm of the first layer"] = float(f"{relative:.3g}")
+    return Finding(
+        kind="vanishing",
+        severity=Severity.CRITICAL if smallest <= settings.critical_ratio else Severity.WARNING,
+        layers=names,
+        first_step=int(sound.steps[row]),
+        last_step=int(sound.steps[-1]),
+        summary=(
+            f"The first {leading} of {count} weight layers ({names[0]} first) get "
+            + (f"down to {smallest:.1g}" if smallest > 0 else "less than float32 can hold")
+            + " of the gradient that the last ones get."
+        ),
+        evidence=evidence,
+    )
+
+
+def _explained_by_nothing_else(sound: Window, chain: Chain, settings: Thresholds) -> Chain:
+    """The links that have a gradient and lie after every layer with dead units."""
+    recent = chain.rms[-settings.recent_frames :]
+    keep = np.isnan(recent).mean(axis=0) <= 0.5 if len(recent) else np.zeros(0, dtype=np.bool_)
+    if len(keep) != len(chain.layers):
+        keep = np.zeros(len(chain.layers), dtype=np.bool_)
+    dead = dead_units.dead_layers(sound, dead_units.Thresholds())
+    silent = {dead.places[link] for link in np.flatnonzero(dead.suspected | dead.silenced)}
+    last_dead = max(
+        (place for place, layer in enumerate(chain.layers) if layer in silent), default=-1
+    )
+    keep[: last_dead + 1] = False
+    return chain.only(keep)
+
+
+def _ratio(values: NDArray[np.float64], late: slice) -> NDArray[np.float64]:
+    """Each link's RMS relative to the typical late link of the same step. [steps, n]."""
+    positive = np.where(values[:, late] > 0, values[:, late], np.nan)
+    reference = median(positive.T)[:, None]
+    return values / reference
+
+
+def _heals(ratio: NDArray[np.float64], settings: Thresholds) -> bool:
+    """Whether the first layer's ratio grows fast enough to leave the matter by itself."""
+    part = max(len(ratio) // 5, 1)
+    before, after = float(median(ratio[:part])), float(median(ratio[-part:]))
+    return after > 0 and after >= settings.recovery * before
