@@ -74,16 +74,8 @@ def _probability(out: Tensor, x: Tensor, axis: Axis) -> Tensor:
 _logsumexp = primitive(
     "logsumexp",
     _log_sum_exp,
-    [
-        lambda g, out, x, axis, keepdims: (
-            _restored(g, x, axis) * elementwise.exp(x - _restored(out, x, axis))
-        )
-    ],
-    [
-        lambda t, out, x, axis, keepdims: sum(
-            t * elementwise.exp(x - _restored(out, x, axis)), axis, keepdims
-        )
-    ],
+    [lambda g, out, x, axis, keepdims: _restored(g, x, axis) * _probability(out, x, axis)],
+    [lambda t, out, x, axis, keepdims: sum(t * _probability(out, x, axis), axis, keepdims)],
     cases=_CASES,
     analytic=False,
 )

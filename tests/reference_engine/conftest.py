@@ -50,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def relative_error(ours: Any, theirs: Any) -> float:
     """The largest |a - b| / (|a| + |b| + 1e-8) over the elements."""
     a = np.asarray(ours.array if isinstance(ours, Tensor) else ours)
-    b = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
+    b = theirs.numpy(force=True) if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
     assert a.shape == b.shape, f"{a.shape} against {b.shape}"
     if a.size == 0:
         return 0.0
@@ -84,5 +84,56 @@ def slopes_agree() -> Callable[[Callable[..., Any], tuple[Any, ...]], None]:
         for gradient, slope in zip(gradients, slopes(f, xs), strict=True):
             assert gradient.shape == slope.shape
             np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=1e-8)
+
+    return check
+
+
+def _first_and_second(f: Any, xs: Any, weight: Any, directions: Any, gradient_of: Any) -> list[Any]:
+    """[value, gradients, gradients of <gradients, directions>] of <f(xs), weight>."""
+    return [f(*xs), *gradient_of(lambda *at: (f(*at) * weight).sum(), xs, directions)]
+
+
+def _our_orders(f: Any, xs: Any, directions: Any) -> list[Any]:
+    argnums = range(len(xs))
+    gradient = grad(f, argnums)
+
+    def along(*at: Any) -> Any:
+        total = Tensor(0.0)
+        for share, direction in zip(gradient(*at), directions, strict=True):
+            total = total + (share * direction).sum()
+        return total
+
+    return [*gradient(*xs), *grad(along, argnums)(*xs)]
+
+
+def _torch_orders(f: Any, xs: Any, directions: Any) -> list[Any]:
+    def gradients(y: Any) -> list[Any]:
+        if not y.requires_grad:
+            return [torch.zeros_like(x) for x in xs]
+        shares = torch.autograd.grad(y, xs, create_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(xs, shares, strict=True)]
+
+    first = gradients(f(*xs))
+    along = sum((g * d).sum() for g, d in zip(first, directions, strict=True))
+    return [*first, *gradients(along)]
+
+
+@pytest.fixture(scope="session")
+def agrees_with_torch() -> Callable[..., None]:
+    """Asserts that two functions of arrays agree in value, first and second derivatives."""
+
+    def check(ours: Any, theirs: Any, xs: Any, second_order: float = 1e-8) -> None:
+        rng = np.random.default_rng(11)
+        weight = rng.normal(size=np.shape(ours(*xs)))
+        directions = [rng.normal(size=x.shape) for x in xs]
+        their_xs = [torch.tensor(x, requires_grad=True) for x in xs]
+        their_directions = [torch.tensor(d) for d in directions]
+        a = _first_and_second(ours, xs, weight, directions, _our_orders)
+        b = _first_and_second(
+            theirs, their_xs, torch.tensor(weight), their_directions, _torch_orders
+        )
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            limit = 1e-10 if i <= len(xs) else second_order
+            assert relative_error(x, y) <= limit, f"result {i} of value, {len(xs)} firsts, seconds"
 
     return check
