@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gradwatch_dashboard.formats import elide, power_of_ten
 
 NAME_WIDTH = 34  # characters of a layer's name beside its row
-ROW_PX = 20
-MIN_ROWS_PX = 180
+ROW_PX = 24
+MIN_ROWS_PX = 200
 MAX_ROWS_PX = 900
 LABEL_PX = 13  # height of one label with its gap
 MAX_TICKS = 8

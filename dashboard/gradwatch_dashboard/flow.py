@@ -72,8 +72,8 @@ def flow_figure(flow: Flow) -> go.Figure:
     figure.update_layout(
         barmode="overlay",
         height=rows_height(len(flow.layers)) + BOTTOM_PX + TOP_PX,
-        margin={"l": 8, "r": 12, "t": TOP_PX, "b": BOTTOM_PX},
-        xaxis=log_axis(low, high),
+        margin={"l": 8, "r": 12, "t": TOP_PX, "b": BOTTOM_PX, "pad": 0},
+        xaxis=log_axis(low, high) | {"title": {"text": "|g|, log scale"}},
         yaxis=layer_axis(flow.layers),
         legend={
             "orientation": "h",

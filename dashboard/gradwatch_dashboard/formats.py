@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ABSENT = "\N{EN DASH}"
@@ -16,7 +17,7 @@ def power_of_ten(exponent: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits; powers of ten beyond 10⁻³ .. 10⁶."""
+    """A number with at most `digits` significant digits; powers of ten beyond 10⁻³ .. 10⁶."""
     if value is None:
         return ABSENT
     if math.isnan(value):
@@ -30,7 +31,9 @@ def number(value: float | None, digits: int = 3) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     if -3 <= int(exponent) < 6:
         decimals = max(digits - 1 - int(exponent), 0)
-        return f"{value:,.{decimals}f}"
+        text = f"{value:,.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if decimals else text
+    mantissa = mantissa.rstrip("0").rstrip(".")
     return f"{mantissa} {TIMES} {power_of_ten(int(exponent))}"
 
 
@@ -67,3 +70,13 @@ def count(amount: int, noun: str) -> str:
 def steps(first: int, last: int) -> str:
     """A range of steps in words."""
     return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+
+
+def literal(text: str) -> str:
+    """`text` as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!:$~<>|])", r"\\\1", text)
+
+
+def code(text: str) -> str:
+    """`text` as inline Markdown code, in which no other markup works."""
+    return f"`` {text.replace('`', chr(39))} ``"

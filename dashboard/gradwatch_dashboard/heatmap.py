@@ -34,7 +34,7 @@ CLEAR = "rgba(0,0,0,0)"
 BAND = 0.05  # of the scale's span: the height of a special value's band on the colour bar
 MAX_CROSSES = 600
 CROSSES_A_ROW = 16
-BOTTOM_PX, TOP_PX = 48, 34
+BOTTOM_PX, TOP_PX = 60, 12
 
 
 class Scale(NamedTuple):
@@ -128,7 +128,8 @@ def cells_of(heatmap: Heatmap) -> Cells:
             nonfinite=bool(nonfinite.any()),
         )
         with np.errstate(divide="ignore", invalid="ignore"):
-            colour = np.log10(value)
+            # Rounding must not push a value over the scale's end, into the gap beside its band.
+            colour = np.clip(np.log10(value), scale.low, scale.high)
         colour[zero] = np.nan if counts else scale.zero_place
     colour[nonfinite] = scale.nonfinite_place
     value[nonfinite] = np.nan
@@ -182,7 +183,7 @@ def heatmap_figure(heatmap: Heatmap, findings: Sequence[FindingView] = ()) -> go
     top = TOP_PX + marks_height(marks)
     figure.update_layout(
         height=rows_height(len(layers)) + BOTTOM_PX + top,
-        margin={"l": 8, "r": 8, "t": top, "b": BOTTOM_PX},
+        margin={"l": 8, "r": 8, "t": top, "b": BOTTOM_PX, "pad": 0},
         plot_bgcolor=NOT_MEASURED,
         xaxis={"title": {"text": "step"}, "showgrid": False, "zeroline": False},
         yaxis=layer_axis(layers),

@@ -19,9 +19,10 @@ OPTIONS: Mapping[str, str] = {
     "client.toolbarMode": "viewer",
     # Streamlit prints its own addresses; `gradwatch up` says where to look.
     "logger.level": "warning",
+    "theme.paddingTop": "2.5rem",
     "theme.baseRadius": "small",
-    "theme.headingFontWeights": "[650, 650, 600]",
-    "theme.headingFontSizes": "[1.9rem, 1.35rem, 1.1rem]",
+    "theme.headingFontWeights": "[650, 650, 600, 600]",
+    "theme.headingFontSizes": '["1.9rem", "1.5rem", "1.3rem", "1.15rem"]',
     "theme.light.primaryColor": "#31688e",
     "theme.dark.primaryColor": "#35b0ab",
 }

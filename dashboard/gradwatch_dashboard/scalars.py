@@ -80,6 +80,9 @@ def _value_axis(values: NDArray[np.float64]) -> dict[str, Any]:
         axis |= log_axis(*log_range(finite))
     else:
         axis["exponentformat"] = "power"
+        if finite.size and finite.min() >= 0:
+            # From 0, so that noise on a flat curve looks flat.
+            axis["range"] = [0, float(finite.max()) * 1.1 or 1.0]
     return axis
 
 

@@ -27,6 +27,9 @@ VERDICTS: dict[str, Look] = {
     "waiting": Look("Waiting", "…", NEUTRAL),
 }
 
+# In rising order, so that a later one is worse.
+SEVERITIES: dict[str, Look] = {name: VERDICTS[name] for name in ("info", "warning", "critical")}
+
 STATUSES: dict[str, Look] = {
     "running": Look("Running", "▶", "#175cd3"),
     "finished": Look("Finished", "■", NEUTRAL),

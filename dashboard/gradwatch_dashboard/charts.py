@@ -1,0 +1,100 @@
+"""The pictures of one optimizer's layers, with what chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from gradwatch.wire.api import FindingView, OptimizerView
+from gradwatch.wire.statistics import BY_NAME
+from gradwatch_dashboard.collector import ask
+from gradwatch_dashboard.flow import flow_figure
+from gradwatch_dashboard.heatmap import heatmap_figure
+from gradwatch_dashboard.scalars import scalars_figure
+from gradwatch_dashboard.selection import flow_rows, heatmap_rows
+
+COLUMNS = 400
+PLOTLY = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+NOTHING_SELECTED = "No layer's name holds these words."
+
+
+def charts(run: str, optimizer: OptimizerView, findings: Sequence[FindingView]) -> None:
+    """Draw the heatmap, the gradient flow and the curves."""
+    heading, statistic_place, layers_place = st.columns([3, 1.4, 1.6], vertical_alignment="bottom")
+    heading.markdown("#### Layers over steps")
+    statistic = statistic_place.selectbox(
+        "Statistic", list(BY_NAME), key="statistic", format_func=_label, bind="query-params"
+    )
+    words = layers_place.text_input(
+        "Layers", key="layers", placeholder="all, or part of a name", bind="query-params"
+    )
+    st.caption(f"{BY_NAME[statistic].help}; the input's layer is at the top.")
+    _heatmap(run, optimizer.name, statistic, words, findings)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _flow(run, optimizer.name, words)
+    with right:
+        _scalars(run, optimizer.name, findings)
+
+
+def _label(statistic: str) -> str:
+    return BY_NAME[statistic].label
+
+
+def _heatmap(
+    run: str, optimizer: str, statistic: str, words: str, findings: Sequence[FindingView]
+) -> None:
+    heatmap = ask(
+        lambda client: client.heatmap(run, optimizer, statistic, columns=COLUMNS),
+        absent="No frame holds this statistic yet.",
+    )
+    if heatmap is None:
+        return
+    shown = heatmap_rows(heatmap, words)
+    if not shown.layers:
+        st.caption(NOTHING_SELECTED)
+        return
+    figure = heatmap_figure(shown, findings)
+    st.plotly_chart(
+        figure,
+        key="heatmap",
+        config=PLOTLY,
+        alt=f"Heatmap of the {_label(statistic)} of each layer over steps",
+    )
+
+
+def _flow(run: str, optimizer: str, words: str) -> None:
+    flow = ask(
+        lambda client: client.flow(run, optimizer),
+        absent="The gradient flow appears with the first detailed frame.",
+    )
+    if flow is None:
+        return
+    st.markdown(f"#### Gradient flow at step {flow.step:,}")
+    shown = flow_rows(flow, words)
+    if not shown.layers:
+        st.caption(NOTHING_SELECTED)
+        return
+    st.plotly_chart(
+        flow_figure(shown),
+        key="flow",
+        config=PLOTLY,
+        alt="Mean, standard deviation and maximum of each layer's gradient as bars",
+    )
+
+
+def _scalars(run: str, optimizer: str, findings: Sequence[FindingView]) -> None:
+    scalars = ask(lambda client: client.scalars(run, optimizer), absent="No scalar was logged yet.")
+    if scalars is None:
+        return
+    st.markdown("#### Curves")
+    if not scalars.series_bytes:
+        st.caption("Nothing was logged: `monitor.log(loss=loss)` draws the loss here.")
+        return
+    st.plotly_chart(
+        scalars_figure(scalars, findings),
+        key="scalars",
+        config=PLOTLY,
+        alt="Loss and other scalars over steps",
+    )
