@@ -115,7 +115,7 @@ where = pointwise(
 )
 
 
-def _bare(x: Tensor | Array | float) -> Array | float:
+def _bare(x: Tensor | float) -> Array | float:
     return x.array if isinstance(x, Tensor) else x
 
 

@@ -225,10 +225,13 @@ def _watched(x: Any, asker: str) -> Tensor:
     if isinstance(x, Tensor):
         require_floats(x.array, asker)
         node = identity(x)
-    else:
-        node = Tensor(x)
-        require_floats(node.array, asker)
-    node.requires_grad = True
+        node.requires_grad = True
+        return node
+    if isinstance(x, np.ndarray):
+        require_floats(x, asker)
+        return Tensor.borrowed(x, requires_grad=True)
+    node = Tensor(x)
+    require_floats(node.array, asker)
     return node
 
 

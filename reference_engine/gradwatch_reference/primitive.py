@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradwatch_reference import forward
-from gradwatch_reference.tensor import Tensor, frozen, shape_of
+from gradwatch_reference.tensor import Tensor, shape_of
 
 Rule = Callable[..., Tensor]
 Rules = Sequence[Rule | None] | Callable[[int], Rule]
@@ -64,12 +64,8 @@ class Primitive:
         self.analytic = analytic  # whether it may be evaluated at complex numbers
 
     def __call__(self, *args: Any, **params: Any) -> Tensor:
-        arrays = tuple(
-            [
-                x.array if isinstance(x, Tensor) else frozen(x) if isinstance(x, np.ndarray) else x
-                for x in args
-            ]
-        )
+        args = tuple([Tensor.borrowed(x) if isinstance(x, np.ndarray) else x for x in args])
+        arrays = tuple([x.array if isinstance(x, Tensor) else x for x in args])
         try:
             array = self.value(*arrays, **params)
         except (ValueError, TypeError, IndexError) as error:

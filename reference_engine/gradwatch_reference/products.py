@@ -21,8 +21,8 @@ Shape = tuple[int, ...]
 _matmul = linear(
     "matmul",
     np.matmul,
-    lambda g, out, a, b: sum_to(_matmul(g, _adjoint(b)), a.shape),
-    lambda g, out, a, b: sum_to(_matmul(_adjoint(a), g), b.shape),
+    lambda g, out, a, b: sum_to(_matmul(g, swapaxes(b, -1, -2)), a.shape),
+    lambda g, out, a, b: sum_to(_matmul(swapaxes(a, -1, -2), g), b.shape),
     cases=[
         case((2, 3), (3, 4)),
         case((5, 2, 3), (3, 4)),
@@ -31,10 +31,6 @@ _matmul = linear(
         case((2, 0), (0, 3)),
     ],
 )
-
-
-def _adjoint(x: Operand) -> Tensor:
-    return swapaxes(x if isinstance(x, Tensor) else Tensor(x), -1, -2)
 
 
 def matmul(a: Operand, b: Operand) -> Tensor:

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from gradwatch_reference.forward import bare
 from gradwatch_reference.graph import topological_order
-from gradwatch_reference.tensor import Array, Tensor
+from gradwatch_reference.loans import fingerprint
+from gradwatch_reference.tensor import Array, Tensor, shape_of
 
 
 class Sweep:
@@ -39,9 +40,11 @@ class Sweep:
         """
         recording = self.is_observed or seed.requires_grad
         found = {self.root: seed} if self.root in self.needed else {}
+        checked: set[Tensor] = set()
         for node in self.order:
             if node in self.wanted or node not in found:
                 continue
+            _check_saved(node, checked)
             for parent, share in _shares(node, found.pop(node), self.needed, recording):
                 found[parent] = found[parent] + share if parent in found else share
         return found
@@ -92,12 +95,6 @@ def _shares(
 ) -> list[tuple[Tensor, Tensor]]:
     """What `node` hands to each of its arguments that is needed."""
     assert node.primitive is not None
-    for arg, array in zip(node.args, node.saved, strict=True):
-        if isinstance(arg, Tensor) and arg.array is not array:
-            raise ValueError(
-                f"backward through {node.op}: its argument of shape {array.shape} was replaced "
-                "after the operation used it"
-            )
     positions = [i for i, x in enumerate(node.args) if isinstance(x, Tensor) and x in needed]
     parents = [node.args[position] for position in positions]
     out, args = node, node.args
@@ -105,6 +102,23 @@ def _shares(
         out, args = bare(node), [bare(x) if isinstance(x, Tensor) else x for x in args]
     shares = node.primitive.pullback(cotangent, out, args, node.params, positions)
     return [(x, _as_dtype(share, x.dtype)) for x, share in zip(parents, shares, strict=True)]
+
+
+def _check_saved(node: Tensor, checked: set[Tensor]) -> None:
+    """Raise ValueError if what `node` was computed from is no longer what it was."""
+    for arg, array in zip(node.args, node.saved, strict=True):
+        if not isinstance(arg, Tensor):
+            continue
+        changed = arg.array is not array
+        if arg.fingerprint is not None and arg not in checked:
+            checked.add(arg)
+            changed = changed or fingerprint(array) != arg.fingerprint
+        if changed:
+            shapes_used = ", ".join(str(shape_of(x)) for x in node.saved)
+            raise ValueError(
+                f"backward through {node.op} of shapes {shapes_used}: its argument of shape "
+                f"{array.shape} was changed in place or replaced after {node.op} used it"
+            )
 
 
 def _as_dtype(x: Tensor, dtype: np.dtype[Any]) -> Tensor:

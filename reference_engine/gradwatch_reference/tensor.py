@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from gradwatch_reference.loans import borrow, frozen
+
 if TYPE_CHECKING:
     from gradwatch_reference.forward import Level
     from gradwatch_reference.primitive import Primitive
@@ -21,9 +23,8 @@ class Tensor:
     """An array, the way it was computed, and, once a sweep has passed, its gradient.
 
     A Tensor is a variable: one of floats has its gradient recorded unless `requires_grad=False`.
-    Bare arrays and numbers that meet it in an operation are constants. Its array is read-only, and
-    what enters a graph from outside is copied once, so that nothing saved for the backward sweep
-    can change under it.
+    Bare arrays and numbers that meet it in an operation are constants. It copies what it is made
+    from, and its array is read-only, so that nothing saved for the backward sweep can change.
 
     data: anything numpy takes; Python numbers and lists of them become float64.
     Raises TypeError when `requires_grad=True` is asked of an array that is not of floats.
@@ -32,6 +33,7 @@ class Tensor:
     __slots__ = (
         "args",
         "array",
+        "fingerprint",
         "grad",
         "params",
         "parents",
@@ -42,6 +44,7 @@ class Tensor:
     )
 
     array: Array  # read-only
+    fingerprint: bytes | None  # of an array that is on loan; see loans.py
     grad: Array | None
     requires_grad: bool
     primitive: Primitive | None  # None: a leaf
@@ -76,11 +79,20 @@ class Tensor:
         _fill(tensor, array, False)
         return tensor
 
+    @staticmethod
+    def borrowed(array: Array, requires_grad: bool = False) -> Tensor:
+        """Wrap an array that others may write to; a sweep that reads it checks that none did."""
+        tensor = Tensor.__new__(Tensor)
+        array, fingerprint = borrow(array)
+        _fill(tensor, array, requires_grad)
+        tensor.fingerprint = fingerprint
+        return tensor
+
     def _assign(self, data: ArrayLike) -> None:
         array = frozen(np.asarray(data, dtype=self.array.dtype))
         if array.shape != self.shape:
             raise ValueError(f"a Tensor of shape {self.shape} was assigned data of {array.shape}")
-        self.array = array
+        self.array, self.fingerprint = array, None
 
     data = property(operator.attrgetter("array"), _assign, doc="The array; assign to replace it.")
 
@@ -306,15 +318,6 @@ PIECEWISE_CONSTANT = {
 }
 
 
-def frozen(array: Array) -> Array:
-    """`array` if nothing can write to it, else a read-only copy."""
-    owner: Any = array if array.base is None else array.base
-    if array.flags.writeable or not isinstance(owner, np.ndarray) or owner.flags.writeable:
-        array = array.copy()
-        array.flags.writeable = False
-    return array
-
-
 def shape_of(x: Operand) -> tuple[int, ...]:
     return x.shape if isinstance(x, Tensor) else np.shape(x)
 
@@ -329,6 +332,7 @@ def require_floats(array: Array, asker: str) -> None:
 
 def _fill(tensor: Tensor, array: Array, requires_grad: bool) -> None:
     tensor.array = array
+    tensor.fingerprint = None
     tensor.grad = None
     tensor.requires_grad = requires_grad
     tensor.primitive = None
