@@ -7,7 +7,14 @@ import streamlit as st
 from gradwatch_dashboard import run_page, runs_page
 from gradwatch_dashboard.cards import STYLE
 
-st.set_page_config(page_title="gradwatch", page_icon=":material/ecg_heart:", layout="wide")
+# Inline, because a named icon is fetched from a font server: pages must work without Internet.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" fill="none">'
+    '<rect width="16" height="16" rx="3" fill="#31688e"/>'
+    '<path d="M2 5 L6 8.5 L9.5 10.5 L14 12" stroke="#fde725" stroke-width="2"/></svg>'
+)
+
+st.set_page_config(page_title="gradwatch", page_icon=ICON, layout="wide")
 st.html(STYLE)
 
 run = st.Page(lambda: run_page.show(runs), title="Run", url_path="run", visibility="hidden")

@@ -89,6 +89,16 @@ def log_range(values: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1))
 
 
+def steps_axis(steps: NDArray[np.int64], *, cells: bool = False) -> dict[str, Any]:
+    """An axis over exactly these steps; with `cells`, half a column further at both ends."""
+    axis: dict[str, Any] = {"title": {"text": "step"}, "showgrid": False, "zeroline": False}
+    if steps.size > 1:
+        first, last = float(steps[0]), float(steps[-1])
+        margin = (last - first) / (steps.size - 1) / 2 if cells else 0.0
+        axis["range"] = [first - margin, last + margin]
+    return axis
+
+
 def plotly_steps(steps: NDArray[np.int64]) -> NDArray[Any]:
     """Steps in a type that plotly sends as bytes: a browser has no arrays of 64-bit integers."""
     fits = steps.size == 0 or int(steps.max()) < 2**31

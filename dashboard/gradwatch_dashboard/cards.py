@@ -21,12 +21,10 @@ STYLE = """<style>
 .gw-quiet { opacity: 0.72; }
 .gw-small { font-size: 0.86rem; }
 .gw-facts { display: flex; flex-wrap: wrap; gap: 0.3rem 2.4rem; }
-.gw-row .gw-facts { display: grid; grid-template-columns: 1.3fr 1.2fr 0.9fr 0.9fr 1.1fr;
-  gap: 0.3rem 0.8rem; font-size: 0.92rem; }
-.gw-fact { margin: 0; min-width: 0; }
-.gw-row .gw-fact dd { overflow: hidden; text-overflow: ellipsis; }
-.gw-fact dt { font-size: 0.75rem; opacity: 0.72; font-weight: 400; }
-.gw-fact dd { margin: 0; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.gw-row .gw-facts { display: grid; gap: 0.3rem 0.5rem; font-size: 0.92rem;
+  grid-template-columns: 5.6rem minmax(4.6rem, 1fr) minmax(5.4rem, 1fr) minmax(5.2rem, 1fr); }
+.gw-fact { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.gw-fact span:first-child { display: block; font-size: 0.75rem; opacity: 0.72; }
 .gw-card { border: 1px solid rgba(128,128,128,0.35); border-left-width: 5px; border-radius: 6px;
   padding: 0.9rem 1.2rem 1rem; }
 .gw-card h4 { margin: 0; padding: 0; font-size: 1.08rem; font-weight: 650; }
@@ -44,9 +42,8 @@ STYLE = """<style>
 .gw-name { font-family: "Source Code Pro", ui-monospace, monospace; font-size: 0.84em;
   overflow-wrap: anywhere; }
 /* plotly's own ink is too pale to read; take the page's, which follows its theme. */
-.js-plotly-plot :is(.xtick, .ytick, .cbaxis, .legend, .annotation, .g-xtitle, .g-ytitle) text {
-  fill: currentColor !important; }
-.js-plotly-plot :is(.xtick, .ytick, .cbaxis, .g-xtitle) text { opacity: 0.8; }
+.js-plotly-plot text:not(.hoverlayer text):not(.textpoint text) { fill: currentColor !important; }
+.stMainBlockContainer { padding-top: 4.4rem; padding-bottom: 4rem; }
 @media (max-width: 900px) { .gw-body { grid-template-columns: minmax(0, 1fr); } }
 </style>"""
 
@@ -67,7 +64,7 @@ def plain(shown: Look) -> str:
 def facts(pairs: Mapping[str, str]) -> str:
     """Named values side by side. The values are HTML."""
     inner = "".join(
-        f'<dl class="gw-fact"><dt>{escape(name)}</dt><dd>{value}</dd></dl>'
+        f'<div class="gw-fact"><span>{escape(name)}</span>{value}</div>'
         for name, value in pairs.items()
     )
     return f'<div class="gw-facts">{inner}</div>'
@@ -115,13 +112,11 @@ def top_finding(run: RunView) -> FindingView | None:
 
 
 def run_facts(run: RunView, now: float) -> str:
-    """Project, status, step, loss and age of a run, for its row in the list."""
-    project = escape(run.info.project)
+    """Status, step, loss and age of a run, for its row in the list."""
     told = facts(
         {
-            "project": f'<span title="{project}">{project}</span>',
             "status": plain(look(STATUSES, run.status)),
-            "last step": number(run.last_step) if run.optimizers else ABSENT,
+            "step": number(run.last_step) if run.optimizers else ABSENT,
             "loss": number(run.loss),
             "started": age(now - run.info.started_at),
         }

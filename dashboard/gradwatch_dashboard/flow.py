@@ -30,7 +30,8 @@ BARS = (
     Bar("std", "#4f8fbf", 0.52),
     Bar("mean_abs", "#f0a202", 0.24),
 )
-BOTTOM_PX, TOP_PX = 44, 40
+BOTTOM_PX, TOP_PX = 60, 40
+THIN_ROW_PX = 9  # below it, bars of different widths blur into each other
 
 
 def column(flow: Flow, statistic: str) -> NDArray[np.float32]:
@@ -48,6 +49,7 @@ def flow_figure(flow: Flow) -> go.Figure:
     low, high = log_range(np.concatenate(list(columns.values())))
     # Room for a sliver of the smallest bar, whose value is the end of the axis otherwise.
     low -= 0.25
+    thin = rows_height(len(flow.layers)) < THIN_ROW_PX * len(flow.layers)
     figure = go.Figure()
     for bar in BARS:
         values = columns[bar.statistic]
@@ -57,7 +59,7 @@ def flow_figure(flow: Flow) -> go.Figure:
                 orientation="h",
                 x=drawn,
                 y=flow.layers,
-                width=bar.width,
+                width=1.0 if thin else bar.width,
                 name=BY_NAME[bar.statistic].label,
                 marker={"color": bar.colour, "line": {"width": 0}},
                 customdata=np.stack(list(columns.values()), axis=1),
@@ -92,9 +94,9 @@ def _add_words(figure: go.Figure, flow: Flow, absmax: NDArray[np.float32], left:
     counts = np.nan_to_num(column(flow, "nonfinite"))
     bad = [int(row) for row in np.flatnonzero(counts > 0)]
     zero = [int(row) for row in np.flatnonzero((absmax == 0) & ~(counts > 0))]
-    told = [f"✕ {count(int(counts[row]), 'NaN or Inf element')}" for row in bad]
+    told = [f"\u2002✕ {count(int(counts[row]), 'NaN or Inf element')}" for row in bad]
     _add_word_trace(figure, [flow.layers[row] for row in bad], told, left, NONFINITE)
-    told = ["exactly 0"] * len(zero)
+    told = ["\u2002exactly 0"] * len(zero)
     _add_word_trace(figure, [flow.layers[row] for row in zero], told, left, "rgb(128,128,128)")
 
 

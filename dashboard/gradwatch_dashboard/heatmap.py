@@ -17,6 +17,7 @@ from gradwatch_dashboard.axes import (
     log_range,
     plotly_steps,
     rows_height,
+    steps_axis,
 )
 from gradwatch_dashboard.marks import Mark, finding_marks, marks_height
 
@@ -185,7 +186,7 @@ def heatmap_figure(heatmap: Heatmap, findings: Sequence[FindingView] = ()) -> go
         height=rows_height(len(layers)) + BOTTOM_PX + top,
         margin={"l": 8, "r": 8, "t": top, "b": BOTTOM_PX, "pad": 0},
         plot_bgcolor=NOT_MEASURED,
-        xaxis={"title": {"text": "step"}, "showgrid": False, "zeroline": False},
+        xaxis=steps_axis(heatmap.steps, cells=True),
         yaxis=layer_axis(layers),
         legend={
             "orientation": "h",

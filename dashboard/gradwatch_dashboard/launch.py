@@ -19,7 +19,6 @@ OPTIONS: Mapping[str, str] = {
     "client.toolbarMode": "viewer",
     # Streamlit prints its own addresses; `gradwatch up` says where to look.
     "logger.level": "warning",
-    "theme.paddingTop": "2.5rem",
     "theme.baseRadius": "small",
     "theme.headingFontWeights": "[650, 650, 600, 600]",
     "theme.headingFontSizes": '["1.9rem", "1.5rem", "1.3rem", "1.15rem"]',

@@ -13,7 +13,7 @@ from gradwatch.wire.api import FindingView
 
 LEVEL_PX = 18
 MAX_MARKS = 6
-LABEL_SHARE = 0.34  # of the width that one label may need
+CHARACTER_SHARE = 0.0075  # of the plot's width on a laptop's screen
 
 
 class Mark(NamedTuple):
@@ -50,11 +50,12 @@ def finding_marks(findings: Sequence[FindingView], steps: NDArray[np.int64]) -> 
     for x, entries in sorted(titles.items())[:MAX_MARKS]:
         place = (x - int(steps[0])) / span
         anchor = "left" if place < 0.5 else "right"
-        start = place if anchor == "left" else place - LABEL_SHARE
+        text = f"{' + '.join(title for _, title in entries)}, step {entries[0][0]:,}"
+        width = (len(text) + 4) * CHARACTER_SHARE
+        start = place if anchor == "left" else place - width
         level = next((row for row, end in enumerate(ends) if end <= start), len(ends))
-        ends[level : level + 1] = [start + LABEL_SHARE]
-        text = html.escape(" + ".join(title for _, title in entries), quote=False)
-        marks.append(Mark(float(x), f"{text}, step {entries[0][0]:,}", anchor, level))
+        ends[level : level + 1] = [start + width]
+        marks.append(Mark(float(x), html.escape(text, quote=False), anchor, level))
     return marks
 
 

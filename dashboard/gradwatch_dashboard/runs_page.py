@@ -18,7 +18,8 @@ from gradwatch_dashboard.run_page import RUN
 from gradwatch_dashboard.verdicts import VERDICTS, look
 
 REFRESH_S = 3.0
-NAME_WIDTH = 32
+NAME_WIDTH = 30
+PROJECT_WIDTH = 20
 
 ADD_THE_AGENT = """
 **In a training script**, one line after the optimizer is made:
@@ -124,12 +125,13 @@ def _filters(projects: Sequence[str]) -> tuple[str, str | None]:
 def _row(run: RunView, run_page: st.Page, now: float) -> None:
     with st.container(border=True, key=f"row_{run.info.id}"):
         verdict, name, facts, summary = st.columns(
-            [1, 2.4, 4.6, 4.2], vertical_alignment="center", gap="small"
+            [1.1, 2.9, 4.5, 4.2], vertical_alignment="center", gap="small"
         )
         verdict.html(pill(look(VERDICTS, run.verdict)))
         name.page_link(
             run_page,
-            label=f"**{literal(elide(run.info.name, NAME_WIDTH))}**",
+            label=f"**{literal(elide(run.info.name, NAME_WIDTH))}** "
+            f":gray[{literal(elide(run.info.project, PROJECT_WIDTH))}]",
             query_params={RUN: run.info.id},
             help=None if len(run.info.name) <= NAME_WIDTH else literal(run.info.name),
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from gradwatch.wire.api import FindingView, Scalars
-from gradwatch_dashboard.axes import GRID, log_axis, log_range, plotly_steps
+from gradwatch_dashboard.axes import GRID, log_axis, log_range, plotly_steps, steps_axis
 from gradwatch_dashboard.heatmap import NONFINITE
 from gradwatch_dashboard.marks import finding_marks
 
@@ -61,7 +61,7 @@ def scalars_figure(scalars: Scalars, findings: Sequence[FindingView] = ()) -> go
         figure.add_vline(x=mark.x, line={"color": "rgb(128,128,128)", "width": 1.5, "dash": "dash"})
     # Titles stand over the start of their panel, where the eye begins.
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    figure.update_xaxes(showgrid=False, zeroline=False, matches="x")
+    figure.update_xaxes(steps_axis(scalars.steps) | {"title": None, "matches": "x"})
     figure.update_xaxes(title={"text": "step"}, row=rows, col=1)
     figure.update_layout(
         height=height + TOP_PX + BOTTOM_PX,
