@@ -24,7 +24,18 @@ class Thresholds:
     """When dead units are told."""
 
     share: float = threshold(
-        0.5, "1", "half of a layer; healthy ReLU networks on digits have 0.03 to 0.2 at rest"
+        0.5, "1", "half of a convolution's channels, of which healthy ones have hardly any dead"
+    )
+    dense_share: float = threshold(
+        0.65,
+        "1",
+        "of a dense layer's units: behind another ReLU about half of them are born off (0.3 to "
+        "0.62 measured on digits), and the rest does the work",
+    )
+    dense_sigmas: float = threshold(
+        3.0,
+        "standard deviations",
+        "a dense layer must also exceed 0.5 by this many binomial ones, sqrt(0.25 / units)",
     )
     critical_share: float = threshold(
         0.9, "1", "what is left can hardly carry the signal of a layer"
@@ -126,12 +137,13 @@ def dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     alive_since = (norms[recent[0] :][:, measured] > 0).any(axis=0)
     raw = np.where(alive_since & (raw >= 1.0), 0.0, raw)
     share = _confirmed(sound, measured, frames, raw)
-    suspected = (share[-1] >= settings.share) & ~_underflowed(sound, measured, recent, settings)
+    limit = _limit(sound, measured, settings)
+    suspected = (share[-1] >= limit) & ~_underflowed(sound, measured, recent, settings)
     zero = raw[-1] >= 1.0
     whole = suspected & (share[-1] >= 1.0)
     # Which outputs get a gradient is the loss's doing, so the last layer counts as a whole only.
-    suspected[-1] = whole[-1] and not _loss_is_zero(sound, recent, settings)
-    if zero.all() and not suspected[-1]:
+    suspected[-1] = whole[-1]
+    if whole[-1:].all() and _loss_is_zero(sound, recent, settings):
         return DeadLayers(measured, share, frames, none, none, none)
     if whole.any():
         # Behind a dead layer only biases speak: what is dead there died of it.
@@ -141,15 +153,25 @@ def dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     for link in range(len(measured) - 1, -1, -1):
         silenced[link] = reached and bool(zero.item(link))
         reached = bool(zero.item(link)) and (reached or bool(whole.item(link)))
-    flagged = suspected & _lasting(sound, frames, share, settings)
+    flagged = suspected & _lasting(sound, frames, share >= limit, settings)
     return DeadLayers(measured, share, frames, flagged, silenced, suspected)
 
 
+def _limit(sound: Window, measured: list[int], settings: Thresholds) -> NDArray[np.float64]:
+    """The share of dead units from which each layer is told. float64[n]."""
+    shapes = [sound.layers[place].shape for place in measured]
+    units = np.array([max(shape[0], 1) for shape in shapes], dtype=np.float64)
+    dense = np.array([len(shape) == 2 for shape in shapes], dtype=np.bool_)
+    chance = 0.5 + settings.dense_sigmas * np.sqrt(0.25 / units)
+    # A layer that is dead as a whole is told however small it is.
+    return np.where(dense, np.clip(chance, settings.dense_share, 1.0), settings.share)
+
+
 def _lasting(
-    sound: Window, frames: NDArray[np.int64], share: NDArray[np.float64], settings: Thresholds
+    sound: Window, frames: NDArray[np.int64], enough: NDArray[np.bool_], settings: Thresholds
 ) -> NDArray[np.bool_]:
-    """Links with enough dead units now and for enough steps. bool[n]."""
-    below = share < settings.share
+    """Links with enough dead units now and for enough steps. enough: bool[frames, n]; bool[n]."""
+    below = ~enough
     # Detail frames since the last one with too few; all of them where there is none.
     streak = np.where(below.any(axis=0), below[::-1].argmax(axis=0), len(below))
     start = np.maximum(len(below) - streak - (settings.lookback_frames - 1), 0)
@@ -203,7 +225,8 @@ def _loss_is_zero(sound: Window, recent: NDArray[np.int64], settings: Thresholds
 
 def _first_row(sound: Window, dead: DeadLayers, link: int, settings: Thresholds) -> int:
     """Row of the window at which this link's units died."""
-    start = onset(dead.share[:, link] >= settings.share, 1.0)
+    limit = _limit(sound, [dead.places[link]], settings)[0]
+    start = onset(dead.share[:, link] >= limit, 1.0)
     row = int(dead.frames[start if start is not None else -1])
     if dead.share[-1, link] >= 1.0:
         # dead_fraction looks back over several frames, so the norm knows the step earlier.
