@@ -6,8 +6,8 @@ from __future__ import annotations
 WARM_UP_STEPS = 10
 # A long pause (evaluation, a checkpoint) must not buy a burst of frames.
 MAX_CREDIT_FRAMES = 3.0
-# Weight of the newest cost in the running estimate.
-SMOOTHING = 0.2
+# How fast the estimated cost may rise: one slow frame on a busy machine must not stop the next.
+COST_GROWTH = 1.25
 
 
 class Pacer:
@@ -39,7 +39,7 @@ class Pacer:
     def took(self, step: int, cost_s: float) -> None:
         """A frame was taken at `step` and cost the training thread this long."""
         self._last = step
-        self._cost_s += SMOOTHING * (cost_s - self._cost_s) if self._cost_s else cost_s
+        self._cost_s = min(cost_s, self._cost_s * COST_GROWTH) if self._cost_s else cost_s
         if step > WARM_UP_STEPS:
             self._credit_s -= cost_s
 

@@ -57,7 +57,7 @@ class RunView(Answer, frozen=True, kw_only=True):
     info: RunInfo
     status: str  # running, finished, failed or silent (no frame for a while)
     reason: str  # why it failed, "" otherwise
-    verdict: str  # healthy, info, warning, critical, or waiting before the first judgement
+    verdict: str  # healthy, warning, critical, or waiting before the first judgement
     last_step: int
     last_frame_at: float | None  # Unix seconds
     optimizers: list[OptimizerView]

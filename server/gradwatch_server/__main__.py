@@ -1,0 +1,64 @@
+"""`python -m gradwatch_server`: one collector process."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import click
+import uvicorn
+
+from gradwatch_server.alerts import ChannelError, check_channel
+from gradwatch_server.app import create_app
+from gradwatch_server.settings import Settings
+
+DEFAULT_PORT = 8470
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port to listen on.")
+def main(host: str, port: int) -> None:
+    """Start one collector process.
+
+    Its settings are environment variables: GRADWATCH_DATABASE_URL, GRADWATCH_BROKER_URL,
+    GRADWATCH_NOTIFY, GRADWATCH_SERVER_TOKEN and others, listed in docs/settings.md.
+    """
+    settings = Settings.load()
+    if not settings.server_token and not is_loopback(host):
+        raise click.ClickException(
+            f"refusing to listen on {host} without a token: anyone there could read and write. "
+            "Set GRADWATCH_SERVER_TOKEN to a long random text, and GRADWATCH_TOKEN to the same "
+            "for agents and dashboard, or listen on 127.0.0.1"
+        )
+    check_channels(settings.channels)
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def check_channels(urls: list[str]) -> None:
+    """Refuse to start with a channel that no alert could be sent to."""
+    for url in urls:
+        try:
+            check_channel(url)
+        except ChannelError as error:
+            raise click.ClickException(str(error)) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody on another machine can reach this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Alerts: an outbox in the database, and its delivery through Apprise.
+
+A finding's change and its alerts are written in one transaction. Celery only says "look now": a
+lost message costs one tick of the schedule, a killed worker one lease.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import apprise
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
+
+from gradwatch.wire.api import FindingView
+from gradwatch.wire.frame import RunInfo
+from gradwatch_server.database import writing
+from gradwatch_server.models import Alert, FindingRow, Run
+from gradwatch_server.views import finding_view, run_info
+
+PENDING, SENT, FAILED = "pending", "sent", "failed"
+MAX_ATTEMPTS = 10
+FIRST_RETRY_S = 2.0
+MAX_RETRY_S = 600.0
+# How long a worker may take to send one alert before another one tries.
+LEASE_S = 60.0
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 10.0
+BATCH = 20
+
+# Services reached over HTTP or mail. Apprise also knows schemes that run programs, write files
+# or load Python (exec, file, python, syslog, dbus and others): none of them is in this table.
+SCHEMES = """
+    discord form forms gchat gotify gotifys json jsons mailto mailtos matrix matrixs mmost mmosts
+    ntfy ntfys opsgenie pagerduty pover rocket rockets signal signals slack splunk tgram twilio
+    victorops webex workflow workflows xml xmls zulip
+"""
+ALLOWED_SCHEMES = frozenset(SCHEMES.split())
+# Parameters that make Apprise open a local file or follow redirects to where it should not go.
+REFUSED_PARAMETERS = frozenset({"template", "redirect", "attach", "avatar_url_file", "include"})
+LOUDNESS = {
+    "info": apprise.NotifyType.INFO,
+    "warning": apprise.NotifyType.WARNING,
+    "critical": apprise.NotifyType.FAILURE,
+}
+
+
+class ChannelError(ValueError):
+    """A channel's URL cannot be used. The message says why and never repeats its secrets."""
+
+
+def check_channel(url: str) -> None:
+    """Raise ChannelError unless alerts may be sent to this Apprise URL."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    if scheme not in ALLOWED_SCHEMES:
+        raise ChannelError(
+            f"alerts cannot be sent by {scheme or url!r}; "
+            f"known are {', '.join(sorted(ALLOWED_SCHEMES))}"
+        )
+    asked = {name.lower().lstrip("+-:") for name, _ in parse_qsl(parts.query, True)}
+    if asked & REFUSED_PARAMETERS:
+        names = ", ".join(sorted(asked & REFUSED_PARAMETERS))
+        raise ChannelError(f"a {scheme} channel must not set {names}")
+    if _notifier(url) is None:
+        raise ChannelError(f"this {scheme} URL is incomplete; see Apprise's page on {scheme}")
+
+
+def channel_digest(url: str) -> str:
+    """Names a channel without telling its secrets."""
+    return hashlib.sha256(url.encode()).hexdigest()[:32]
+
+
+def enqueue(session: Session, finding: FindingRow, change: str, channels: Sequence[str]) -> None:
+    """Write one alert for each channel, to be sent after the commit."""
+    now = time.time()
+    for url in channels:
+        session.add(
+            Alert(
+                finding_id=finding.id,
+                occurrence=finding.occurrence,
+                change=change,
+                channel=channel_digest(url),
+                created_at=now,
+            )
+        )
+
+
+def deliver_due(engine: Engine, channels: Sequence[str], dashboard_url: str) -> int:
+    """Send the alerts that are due. Returns how many were sent."""
+    urls = {channel_digest(url): url for url in channels}
+    sent = 0
+    for alert_id in _claim(engine):
+        with Session(engine) as session:
+            alert = session.get(Alert, alert_id)
+            if alert is None:
+                continue
+            title, body, kind = _message(session, alert, dashboard_url)
+            url = urls.get(alert.channel)
+        error = (
+            "this channel is no longer configured" if url is None else _send(url, title, body, kind)
+        )
+        sent += error is None
+        _note(engine, alert_id, error, final=url is None)
+    return sent
+
+
+def _claim(engine: Engine) -> list[int]:
+    """Take due alerts for this worker: whoever moves `next_try_at` first has it."""
+    now = time.time()
+    claimed: list[int] = []
+    with writing(engine) as session:
+        due = session.execute(
+            select(Alert.id, Alert.next_try_at)
+            .where(Alert.state == PENDING, Alert.next_try_at <= now)
+            .order_by(Alert.id)
+            .limit(BATCH)
+        ).all()
+        for alert_id, seen in due:
+            taken: Any = session.execute(
+                update(Alert)
+                .where(Alert.id == alert_id, Alert.next_try_at == seen, Alert.state == PENDING)
+                .values(next_try_at=now + LEASE_S, attempts=Alert.attempts + 1)
+            )
+            if taken.rowcount:
+                claimed.append(alert_id)
+    return claimed
+
+
+def _note(engine: Engine, alert_id: int, error: str | None, final: bool) -> None:
+    now = time.time()
+    with writing(engine) as session:
+        alert = session.get(Alert, alert_id)
+        if alert is None:
+            return
+        if error is None:
+            alert.state, alert.sent_at, alert.last_error = SENT, now, ""
+            return
+        alert.last_error = error
+        alert.next_try_at = now + min(FIRST_RETRY_S * 2 ** (alert.attempts - 1), MAX_RETRY_S)
+        if final or alert.attempts >= MAX_ATTEMPTS:
+            alert.state = FAILED
+
+
+def _message(session: Session, alert: Alert, dashboard_url: str) -> tuple[str, str, str]:
+    """Title, body and severity of an alert's message."""
+    finding = session.get_one(FindingRow, alert.finding_id)
+    run = session.get_one(Run, finding.run_id)
+    return compose(run_info(run), finding_view(finding, run.key), alert.change, dashboard_url)
+
+
+def compose(
+    run: RunInfo, finding: FindingView, change: str, dashboard_url: str
+) -> tuple[str, str, str]:
+    """The words of an alert: what, where, since when, the numbers, and what to do."""
+    resolved = change == "resolved"
+    word = "resolved" if resolved else finding.severity
+    title = f"[{word}] {finding.title} in {run.name} ({run.project})"
+    layers = ", ".join(finding.layers[:3]) or "the loss"
+    more = f" and {len(finding.layers) - 3} more" if len(finding.layers) > 3 else ""
+    lines = [
+        finding.summary,
+        "",
+        f"Run: {run.name} ({run.id[:8]}), optimizer {finding.optimizer}",
+        f"Layer: {layers}{more}",
+        f"Step: first {finding.first_step}, last {finding.last_step}",
+        *(f"{label}: {_short(value)}" for label, value in finding.evidence.items()),
+    ]
+    if not resolved:
+        lines += ["", f"What to try: {finding.action}"]
+    if dashboard_url:
+        lines += ["", f"{dashboard_url}/?run={run.id}"]
+    return title, "\n".join(lines), "info" if resolved else finding.severity
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _notifier(url: str) -> Any:
+    asset = apprise.AppriseAsset(app_id="gradwatch", app_desc="gradwatch", app_url="")
+    joint = "&" if "?" in url else "?"
+    timed = f"{url}{joint}cto={CONNECT_TIMEOUT_S}&rto={READ_TIMEOUT_S}"
+    return apprise.Apprise.instantiate(timed, asset=asset)
+
+
+def _send(url: str, title: str, body: str, severity: str) -> str | None:
+    """Send one message; the reason when it did not go out."""
+    notifier = _notifier(url)
+    if not notifier:
+        return "the channel's URL cannot be used"
+    try:
+        taken = notifier.notify(title=title, body=body, notify_type=LOUDNESS[severity])
+    except Exception as error:  # a service's plugin may raise anything
+        return f"{type(error).__name__}: {error}"
+    return None if taken else "the service did not take the message"

@@ -1,0 +1,94 @@
+"""Findings in the database: opened, kept up to date and resolved by what detectors say."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.judge import DETECTORS
+from gradwatch_server import alerts
+from gradwatch_server.models import OPEN, RESOLVED, FindingRow, Run
+
+ALL_KINDS = frozenset(detector.kind for detector in DETECTORS)
+# A problem is over when it was not seen for this many steps; less would flap.
+RESOLVE_AFTER_STEPS = 50
+# Enough to show; the summary counts the rest.
+MAX_LAYERS_KEPT = 200
+
+
+def reconcile(
+    session: Session,
+    run: Run,
+    optimizer: str,
+    findings: Sequence[Finding],
+    last_step: int,
+    channels: Sequence[str],
+    kinds: frozenset[str] = ALL_KINDS,
+) -> bool:
+    """Bring one optimizer's findings in line with a judgement that looked for `kinds`.
+
+    last_step: the newest step that was judged. Returns whether alerts were written.
+    """
+    rows = session.scalars(
+        select(FindingRow).where(FindingRow.run_id == run.id, FindingRow.optimizer == optimizer)
+    )
+    known = {row.kind: row for row in rows}
+    alerted = False
+    for finding in findings:
+        row = known.get(finding.kind)
+        if row is None:
+            row = FindingRow(run_id=run.id, optimizer=optimizer, kind=finding.kind, state="")
+            session.add(row)
+        elif row.state == RESOLVED and finding.last_step <= row.last_step:
+            continue  # the same steps seen again, not a relapse
+        opened = row.state != OPEN
+        _update(row, finding, opened)
+        if opened and finding.severity.rank >= Severity.WARNING.rank:
+            session.flush()
+            alerts.enqueue(session, row, "opened", channels)
+            alerted = True
+    seen = {finding.kind for finding in findings}
+    for kind in kinds & known.keys() - seen:
+        row = known[kind]
+        if row.state == OPEN and last_step >= row.last_step + RESOLVE_AFTER_STEPS:
+            row.state = RESOLVED
+            row.resolved_at = time.time()
+            alerts.enqueue(session, row, "resolved", channels)
+            alerted = True
+    return alerted
+
+
+def _update(row: FindingRow, finding: Finding, opened: bool) -> None:
+    relapse = opened and row.state == RESOLVED
+    if opened:
+        row.opened_at = time.time()
+        row.resolved_at = None
+        row.occurrence = row.occurrence + 1 if relapse else 1
+        row.first_step = finding.first_step
+    began_earlier = finding.first_step <= row.first_step
+    row.state = OPEN
+    row.severity = finding.severity.value
+    row.last_step = max(finding.last_step, row.last_step or 0)
+    if opened or began_earlier:
+        # The window slides on: where it began is only known while the beginning is in view.
+        row.first_step = finding.first_step
+        row.layers = list(finding.layers[:MAX_LAYERS_KEPT])
+        row.summary = finding.summary
+        row.evidence = _plain(finding.evidence)
+
+
+def _plain(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Evidence as JSON can carry it: a number that is not finite becomes its name."""
+    plain: dict[str, Any] = {}
+    for label, value in evidence.items():
+        number = value.item() if isinstance(value, np.generic) else value
+        broken = isinstance(number, float) and not math.isfinite(number)
+        plain[label] = str(number) if broken else number
+    return plain

@@ -1,0 +1,69 @@
+"""Judging: the detectors over the last frames of the runs that have changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
+
+from gradwatch.health.judge import judge
+from gradwatch_server.database import writing
+from gradwatch_server.findings import reconcile
+from gradwatch_server.models import Optimizer, Run
+from gradwatch_server.windows import load_window
+
+# How long a worker may take over one run before another one tries.
+LEASE_S = 60.0
+BATCH = 200
+
+
+def judge_due(engine: Engine, channels: Sequence[str]) -> bool:
+    """Judge every run that changed since it was judged. Returns whether alerts were written."""
+    with Session(engine) as session:
+        due = session.scalars(
+            select(Run.id)
+            .where(Run.changed > Run.judged, Run.leased_until < time.time())
+            .order_by(Run.leased_until)
+            .limit(BATCH)
+        ).all()
+    alerted = [judge_run(engine, run_id, channels) for run_id in due]
+    return any(alerted)
+
+
+def judge_run(engine: Engine, run_id: int, channels: Sequence[str]) -> bool:
+    """Judge one run, unless another worker is at it. Safe to repeat at any time."""
+    changed = _claim(engine, run_id)
+    if changed is None:
+        return False
+    alerted = False
+    with Session(engine) as session:
+        optimizers = session.scalars(select(Optimizer).where(Optimizer.run_id == run_id)).all()
+        windows = [(optimizer.name, load_window(session, optimizer)) for optimizer in optimizers]
+    judged = [(name, window, judge(window)) for name, window in windows if len(window.steps)]
+    with writing(engine) as session:
+        run = session.get(Run, run_id)
+        if run is None:
+            return False
+        for name, window, findings in judged:
+            last_step = int(window.steps[-1])
+            alerted |= reconcile(session, run, name, findings, last_step, channels)
+        run.judged = changed
+        run.leased_until = 0.0
+    return alerted
+
+
+def _claim(engine: Engine, run_id: int) -> int | None:
+    """Take a run for this worker; the state of it that is to be judged, or None."""
+    now = time.time()
+    with writing(engine) as session:
+        taken: Any = session.execute(
+            update(Run)
+            .where(Run.id == run_id, Run.leased_until < now)
+            .values(leased_until=now + LEASE_S)
+        )
+        if not taken.rowcount:
+            return None
+        return session.scalar(select(Run.changed).where(Run.id == run_id))

@@ -1,0 +1,146 @@
+"""The tables. A frame is one row, whatever the number of layers and statistics in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite counts rows by itself only for a key that is declared INTEGER.
+BigId = BigInteger().with_variant(Integer, "sqlite")
+
+# What a frame row holds, from least to most; judgements need NORMS and above.
+SCALARS, NORMS, DETAILS = 0, 1, 2
+# The states of a finding.
+OPEN, RESOLVED = "open", "resolved"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Run(Base):
+    """One training job."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    key: Mapped[str] = mapped_column(String(32), unique=True)  # the agent's own identifier
+    project: Mapped[str] = mapped_column(String(200), index=True)
+    info: Mapped[bytes] = mapped_column(LargeBinary)  # JSON of wire.RunInfo
+    status: Mapped[str] = mapped_column(String(20), default="running")
+    reason: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[float] = mapped_column(Float)  # Unix seconds, as all times here
+    last_frame_at: Mapped[float | None] = mapped_column(Float)
+    dropped: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    loss: Mapped[float | None] = mapped_column(Float)
+    # Grows with every change; a run is due for judgement while `judged` lags behind.
+    changed: Mapped[int] = mapped_column(BigInteger, default=0)
+    judged: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    leased_until: Mapped[float] = mapped_column(Float, default=0.0)
+
+
+class Optimizer(Base):
+    """One optimizer of a run: its frames are counted apart."""
+
+    __tablename__ = "optimizers"
+    __table_args__ = (UniqueConstraint("run_id", "name"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(200))
+    layers: Mapped[int] = mapped_column(Integer, default=0)
+    frames: Mapped[int] = mapped_column(BigInteger, default=0)
+    nonfinite_frames: Mapped[int] = mapped_column(BigInteger, default=0)
+    first_step: Mapped[int] = mapped_column(BigInteger, default=0)
+    last_step: Mapped[int] = mapped_column(BigInteger, default=0)
+    total_norm: Mapped[float | None] = mapped_column(Float)
+
+
+class ManifestRow(Base):
+    """One version of the layers that an optimizer's frames speak of."""
+
+    __tablename__ = "manifests"
+
+    optimizer_id: Mapped[int] = mapped_column(
+        ForeignKey("optimizers.id", ondelete="CASCADE"), primary_key=True
+    )
+    rank: Mapped[int] = mapped_column(Integer, primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    layers: Mapped[int] = mapped_column(Integer)
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # wire.Manifest as it was sent
+
+
+class FrameRow(Base):
+    """One frame, as it was sent."""
+
+    __tablename__ = "frames"
+    __table_args__ = (UniqueConstraint("optimizer_id", "rank", "step"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    optimizer_id: Mapped[int] = mapped_column(ForeignKey("optimizers.id", ondelete="CASCADE"))
+    rank: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int] = mapped_column(BigInteger)
+    holds: Mapped[int] = mapped_column(SmallInteger)  # SCALARS, NORMS or DETAILS
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # wire.Frame as it was sent
+
+
+class FindingRow(Base):
+    """One problem of one optimizer of a run, through its life."""
+
+    __tablename__ = "findings"
+    __table_args__ = (UniqueConstraint("run_id", "optimizer", "kind"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    optimizer: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[str] = mapped_column(String(50))
+    severity: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20))  # open or resolved
+    occurrence: Mapped[int] = mapped_column(Integer, default=1)  # how often it has opened
+    layers: Mapped[list[str]] = mapped_column(JSON)
+    first_step: Mapped[int] = mapped_column(BigInteger)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    summary: Mapped[str] = mapped_column(Text)
+    evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
+    opened_at: Mapped[float] = mapped_column(Float)
+    resolved_at: Mapped[float | None] = mapped_column(Float)
+
+
+class Alert(Base):
+    """One message that one channel is to get: the outbox."""
+
+    __tablename__ = "alerts"
+    __table_args__ = (UniqueConstraint("finding_id", "occurrence", "change", "channel"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    finding_id: Mapped[int] = mapped_column(ForeignKey("findings.id", ondelete="CASCADE"))
+    occurrence: Mapped[int] = mapped_column(Integer)
+    change: Mapped[str] = mapped_column(String(20))  # opened or resolved
+    channel: Mapped[str] = mapped_column(String(64))  # digest of its URL, which may hold a secret
+    state: Mapped[str] = mapped_column(String(20), default="pending", index=True)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_try_at: Mapped[float] = mapped_column(Float, default=0.0)
+    last_error: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[float] = mapped_column(Float)
+    sent_at: Mapped[float | None] = mapped_column(Float)

@@ -1,0 +1,78 @@
+"""Errors as RFC 9457 problem details, the same for every endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import msgspec
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from gradwatch.wire.api import Problem
+from gradwatch.wire.codec import BatchError, BatchTooLargeError
+from gradwatch.wire.frame import Rejection
+from gradwatch_server.ingest import UnknownRunError
+from gradwatch_server.queries import NotFoundError
+from gradwatch_server.writer import BusyError
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+
+def problem(
+    status: int,
+    detail: str,
+    rejected: Sequence[Rejection] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A response that says what is wrong."""
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        rejected=[{"place": item.place, "reason": item.reason} for item in rejected],
+    )
+    return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Turn every error that endpoints raise into a problem."""
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return problem(422, f"{where}: {first['msg']}")
+
+    statuses: dict[type[Exception], int] = {
+        NotFoundError: 404,
+        UnknownRunError: 404,
+        BatchTooLargeError: 413,
+        BatchError: 400,
+        msgspec.DecodeError: 422,
+        BusyError: 429,
+        DBAPIError: 503,
+    }
+    for kind in statuses:
+
+        @app.exception_handler(kind)
+        async def _known(_: Request, error: Exception) -> Response:  # pyright: ignore[reportUnusedFunction]
+            status = next(code for kind, code in statuses.items() if isinstance(error, kind))
+            wait = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
+            return problem(status, _detail(error), headers=wait)
+
+
+def _detail(error: Exception) -> str:
+    if isinstance(error, UnknownRunError):
+        return f"run {error} was not introduced: PUT it first"
+    if isinstance(error, DBAPIError):
+        return "the database does not answer; try again"
+    return str(error)

@@ -1,0 +1,62 @@
+"""How collector and workers are set: environment variables, with defaults for one machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+PREFIX = "GRADWATCH_"
+
+
+def default_data_dir() -> Path:
+    """Where the embedded service keeps its database: the user's data folder."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "gradwatch"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What collector and workers need to know. Each field is the variable GRADWATCH_<FIELD>."""
+
+    data_dir: str = ""  # folder of the database and the broker; empty takes the user's
+    database_url: str = ""  # SQLAlchemy URL; empty takes SQLite in data_dir
+    broker_url: str = ""  # Celery broker; empty takes files in data_dir, without any server
+    notify: str = ""  # Apprise URLs that get every alert, separated by spaces
+    server_token: str = ""  # bearer token that every request must carry; empty on loopback only
+    dashboard_url: str = ""  # shown in alerts, and where the collector's front page leads
+    judge_every_s: float = 2.0  # seconds between two judgements of a run
+    silent_after_s: float = 120.0  # a running job without a frame for so long is shown as silent
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings from the environment. Raises ValueError naming the variable that is wrong."""
+        values: dict[str, str | float] = {}
+        for field in fields(cls):
+            variable = PREFIX + field.name.upper()
+            text = environ.get(variable)
+            if text is None:
+                continue
+            if isinstance(field.default, float):
+                try:
+                    values[field.name] = float(text)
+                except ValueError:
+                    raise ValueError(f"{variable}={text!r} is not a number of seconds") from None
+            else:
+                values[field.name] = text
+        return cls(**values)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data_dir) if self.data_dir else default_data_dir()
+
+    @property
+    def database(self) -> str:
+        """The database's SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.folder / 'gradwatch.db'}"
+
+    @property
+    def channels(self) -> list[str]:
+        """The Apprise URLs that get every alert."""
+        return self.notify.split()

@@ -1,0 +1,113 @@
+"""Celery: scheduled judgement, and delivery of alerts.
+
+What is to be done stands in the database, with leases, so every task may run twice, late or never:
+the next tick finds what is due. Messages only say "look now".
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init, worker_process_shutdown
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
+
+from gradwatch_server import alerts, judging
+from gradwatch_server.database import open_database
+from gradwatch_server.file_broker import POLL_S, SCHEME
+from gradwatch_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Looks for alerts whose wake-up was lost or whose retry is due.
+DELIVER_EVERY_S = 2.0
+TASK_LIMIT_S = 120
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application for these settings."""
+    app = Celery("gradwatch", broker=settings.broker_url or f"{SCHEME}://")
+    app.conf.update(
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # Below Redis' visibility timeout, so that no task runs twice at once.
+        task_time_limit=TASK_LIMIT_S,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        beat_schedule={
+            "judge": {
+                "task": "gradwatch.judge",
+                "schedule": settings.judge_every_s,
+                # A tick that nobody took by the next one is worth nothing.
+                "options": {"expires": settings.judge_every_s},
+            },
+            "deliver": {
+                "task": "gradwatch.deliver",
+                "schedule": DELIVER_EVERY_S,
+                "options": {"expires": DELIVER_EVERY_S},
+            },
+        },
+    )
+    if not settings.broker_url:
+        app.conf.broker_transport_options = {
+            "folder": str(settings.folder / "broker"),
+            "polling_interval": POLL_S,
+        }
+    else:
+        app.conf.broker_transport_options = {"visibility_timeout": 2 * TASK_LIMIT_S}
+    return app
+
+
+celery_app = make_celery(Settings.load())
+
+
+@cache
+def _settings() -> Settings:
+    return Settings.load()
+
+
+@cache
+def _engine() -> Engine:
+    """One engine a worker process: connections must not be shared over a fork."""
+    return open_database(_settings().database)
+
+
+@worker_process_init.connect
+def _forget_engine(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    _engine.cache_clear()
+
+
+@worker_process_shutdown.connect
+def _close_engine(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    if _engine.cache_info().currsize:
+        _engine().dispose()
+
+
+@celery_app.task(name="gradwatch.judge")  # pyright: ignore[reportUntypedFunctionDecorator]
+def judge() -> None:
+    """Judge the runs that changed."""
+    if judging.judge_due(_engine(), _settings().channels):
+        deliver()
+
+
+@celery_app.task(name="gradwatch.deliver")  # pyright: ignore[reportUntypedFunctionDecorator]
+def deliver() -> None:
+    """Send the alerts that are due."""
+    settings = _settings()
+    while alerts.deliver_due(_engine(), settings.channels, settings.dashboard_url):
+        pass
+
+
+def wake_delivery(settings: Settings) -> None:
+    """Tell a worker that alerts wait. Never raises: the schedule finds them without it."""
+    if not settings.channels:
+        return
+    try:
+        celery_app.send_task("gradwatch.deliver", retry=False, expires=DELIVER_EVERY_S)
+    except (OperationalError, OSError) as error:
+        log.warning("no worker could be woken: %s", error)

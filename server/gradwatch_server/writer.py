@@ -1,0 +1,116 @@
+"""The writer: one thread a process that commits batches in groups.
+
+A request waits for the commit that holds its batch. The queue is bounded: when it is full the
+agent is told to come back, since it has a spool and this process has not.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from gradwatch.wire.codec import Decoded
+from gradwatch.wire.frame import Receipt
+from gradwatch_server.database import writing
+from gradwatch_server.ingest import Stored, UnknownRunError, store
+
+QUEUE_LIMIT = 256
+GROUP_LIMIT = 64
+
+
+class BusyError(RuntimeError):
+    """More batches wait for the database than may."""
+
+
+class _Waiting(NamedTuple):
+    run_key: str
+    records: Sequence[Decoded]
+    answer: Future[Receipt]
+
+
+class Writer:
+    """Stores batches in the order of their arrival, many a commit."""
+
+    def __init__(
+        self, engine: Engine, channels: Sequence[str], on_alert: Callable[[], None]
+    ) -> None:
+        self.commit_seconds = 0.0  # how long the last commit took
+        self._engine = engine
+        self._channels = channels
+        self._on_alert = on_alert  # called after a commit that left alerts in the outbox
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(QUEUE_LIMIT)
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Batches that wait for a commit."""
+        return self._queue.qsize()
+
+    def submit(self, run_key: str, records: Sequence[Decoded]) -> Future[Receipt]:
+        """Store a batch; the future is done after the commit. Raises BusyError when full."""
+        answer: Future[Receipt] = Future()
+        try:
+            self._queue.put_nowait(_Waiting(run_key, records, answer))
+        except queue.Full:
+            raise BusyError(f"{QUEUE_LIMIT} batches wait for the database") from None
+        return answer
+
+    def close(self) -> None:
+        """Commit what was taken, then stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (first := self._queue.get()) is not None:
+            group = [first]
+            stop = False
+            while len(group) < GROUP_LIMIT and not stop:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    stop = True
+                else:
+                    group.append(following)
+            self._commit(group)
+            if stop:
+                return
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        """One transaction for the whole group; one by one when it fails, to spare the good."""
+        try:
+            results = self._store(group)
+        except Exception as error:
+            if len(group) == 1:
+                group[0].answer.set_exception(error)
+                return
+            for waiting in group:
+                self._commit([waiting])
+            return
+        for waiting, result in zip(group, results, strict=True):
+            if isinstance(result, UnknownRunError):
+                waiting.answer.set_exception(result)
+            else:
+                waiting.answer.set_result(result.receipt)
+        if any(isinstance(result, Stored) and result.alerted for result in results):
+            self._on_alert()
+
+    def _store(self, group: list[_Waiting]) -> list[Stored | UnknownRunError]:
+        started = time.perf_counter()
+        results: list[Stored | UnknownRunError] = []
+        with writing(self._engine) as session:
+            for waiting in group:
+                try:
+                    results.append(store(session, waiting.run_key, waiting.records, self._channels))
+                except UnknownRunError as error:
+                    results.append(error)
+        self.commit_seconds = time.perf_counter() - started
+        return results
