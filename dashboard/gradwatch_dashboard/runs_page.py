@@ -96,9 +96,12 @@ def _live(run_page: st.Page) -> None:
     now = time.time()
     for run in shown:
         _row(run, run_page, now)
-    if listed.more and st.button("Show older runs", key="runs_more"):
-        st.session_state["runs_pages"] = pages + 1
-        st.rerun(scope="fragment")
+    if listed.more:
+        st.button("Show older runs", key="runs_more", on_click=_show_more)
+
+
+def _show_more() -> None:
+    st.session_state["runs_pages"] += 1
 
 
 def _filters(projects: Sequence[str]) -> tuple[str, str | None]:
