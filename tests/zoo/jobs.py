@@ -92,7 +92,7 @@ def residual_50_blocks(watch: Watch, seed: int) -> None:
     model = nn.Sequential(
         nn.Linear(64, 32), *(Block(32) for _ in range(50)), nn.LayerNorm(32), nn.Linear(32, 10)
     )
-    fit(watch, model, torch.optim.Adam(model.parameters(), lr=1e-3), 120)
+    fit(watch, model, torch.optim.Adam(model.parameters(), lr=1e-3), 100)
 
 
 def layer_scale(watch: Watch, seed: int) -> None:
@@ -152,7 +152,7 @@ def converged(watch: Watch, seed: int) -> None:
     model = mlp([64, 64, 64, 10], nn.ReLU)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     monitor = watch(model, optimizer)
-    for _ in range(1500):
+    for _ in range(1000):
         loss = F.cross_entropy(model(images[:200]), labels[:200])
         optimizer.zero_grad()
         loss.backward()

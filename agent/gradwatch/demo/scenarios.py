@@ -61,9 +61,9 @@ class Scenario(NamedTuple):
 
 HEALTHY_MLP_STEPS = 1000
 TRANSFORMER_STEPS = 300
-SIGMOID_STEPS = 1000
+SIGMOID_STEPS = 800
 RNN_STEPS = 600
-DEAD_STEPS = 1000
+DEAD_STEPS = 800
 LOG_STEPS = 800
 LOG_BLANK_STEP = 700  # the step whose batch holds a blank page
 
