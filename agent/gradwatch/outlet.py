@@ -21,7 +21,9 @@ from gradwatch.transport import Outcome, Transport, Verdict
 from gradwatch.wire.codec import encode_record, pack, split
 from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
 
-FLUSH_EVERY_S = 0.25
+# A killed process loses at most this much; each request costs the job's machine a few ms of CPU.
+FLUSH_EVERY_S = 1.0
+POLL_S = 0.2
 QUEUE_LIMIT = 1024
 BATCH_BYTES = 2 << 20
 FIRST_BACKOFF_S = 0.5
@@ -101,7 +103,7 @@ class Outlet:
 
     def _next_parcel(self) -> Parcel | None:
         with contextlib.suppress(queue.Empty):
-            return self._queue.get(timeout=FLUSH_EVERY_S)
+            return self._queue.get(timeout=POLL_S)
         return None
 
     def _take(self, parcel: Parcel) -> bool:

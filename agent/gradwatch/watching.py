@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ class OptimizerWatch:
         self._dirty = True
         self._version = 0
         self._faults = 0
+        self._sentinel: Tensor | None = None
+        self._broken = False
         self._started_at = 0.0
         given = models or ()
         self._order: ExecutionOrder | None = ExecutionOrder(
@@ -128,6 +131,8 @@ class OptimizerWatch:
         norm_due = self._norm_pacer.due(self.step, elapsed_s)
         detail_due = self._detail_pacer.due(self.step, elapsed_s) and not self._replica
         reading: Reading | None = None
+        # A NaN is worth its frame at once, however far the budget has stretched the others.
+        norm_due |= self._turned_non_finite()
         if norm_due or detail_due:
             parameters = self._current_parameters()
             scale = getattr(optimizer, "grad_scale", None)
@@ -146,6 +151,18 @@ class OptimizerWatch:
             self._norm_pacer.took(self.step, cost_s)
         else:
             self._norm_pacer.charge(cost_s)
+
+    def _turned_non_finite(self) -> bool:
+        """Whether the input's layer has a non-finite gradient now and had none a step ago.
+
+        NaN spreads from where it arises to every layer before, so one small tensor shows it. Only
+        on a CPU, where looking at a number is no synchronisation.
+        """
+        gradient = self._sentinel.grad if self._sentinel is not None else None
+        if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
+            return False
+        before, self._broken = self._broken, not math.isfinite(gradient.sum().item())
+        return self._broken and not before
 
     def _current_parameters(self) -> list[Tensor]:
         """The layers' tensors; describes them anew when they are not those of the last frame."""
@@ -180,6 +197,9 @@ class OptimizerWatch:
             # Found at its first step: the next backward pass shows the order of execution.
             self._order = ExecutionOrder(layer.parameter for layer in layers)
         self._layers = layers
+        first_two = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])[:2]
+        tensors = [layer.parameter for _, layer in first_two]
+        self._sentinel = min(tensors, key=lambda tensor: tensor.numel(), default=None)
         self._meter = Meter(layers)
         self._dirty = False
         self._version += 1

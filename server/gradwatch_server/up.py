@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import signal
@@ -25,6 +26,13 @@ START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 10.0
 # A part that dies more often than this is broken, not unlucky.
 MAX_RESTARTS = 5
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+CELERY = [sys.executable, "-m", "celery", "--app", "gradwatch_server.tasks"]
+WORKER_OPTIONS = [
+    # The solo pool takes a wake-up at once; docs/broker.md has the measurements.
+    *("--pool", "solo", "--loglevel", "warning"),
+    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+]
 
 
 @click.command()
@@ -72,7 +80,9 @@ def up(
     }
     parts = {
         "collector": [sys.executable, "-m", "gradwatch_server", "--port", str(port)],
-        "worker": _worker_command(folder),
+        "worker": [*CELERY, "worker", *WORKER_OPTIONS],
+        # Apart from the worker: `worker --beat` leaves its beat ticking when it is killed.
+        "beat": [*CELERY, "beat", "--loglevel", "warning", "--schedule", str(folder / "beat")],
         "dashboard": _dashboard_command(url, dashboard_port),
     }
     with _one_at_a_time(folder), Parts(parts, environ, folder / "logs") as running:
@@ -86,15 +96,6 @@ def up(
             "Ctrl-C stops everything."
         )
         running.watch()
-
-
-def _worker_command(folder: Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "celery", "--app", "gradwatch_server.tasks", "worker"),
-        # The solo pool takes a wake-up at once; docs/broker.md has the measurements.
-        *("--pool", "solo", "--beat", "--schedule", str(folder / "beat-schedule")),
-        *("--loglevel", "warning", "--without-gossip", "--without-mingle", "--without-heartbeat"),
-    ]
 
 
 def _dashboard_command(url: str, port: int) -> list[str]:
@@ -203,6 +204,7 @@ class Parts:
                 stderr=log,
                 # Ctrl-C reaches the whole group: only this process may hear it, to stop in order.
                 start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
 
     def _log(self, name: str) -> Path:
@@ -214,6 +216,11 @@ class Parts:
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         self._stopping = True
+
+
+def _die_with_parent() -> None:
+    """In the child: ask the kernel for SIGTERM when this service is killed without a word."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _answers(url: str) -> bool:
