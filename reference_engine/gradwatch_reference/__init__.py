@@ -8,9 +8,11 @@ reverse, forward, modes; then the rule tables elementwise, shapes, reductions an
 # First: the modules beneath need it and one another.
 from gradwatch_reference.tensor import Tensor  # isort: skip
 
-from gradwatch_reference import layers
+from gradwatch_reference import layers, nn, optim
 from gradwatch_reference.activations import elu, gelu, leaky_relu, prelu, silu
 from gradwatch_reference.cells import gru_cell, lstm_cell, rnn_cell
+from gradwatch_reference.checking import GradientReport, gradient_check, numerical_gradient
+from gradwatch_reference.clipping import clip_grad_norm, clip_grad_value, total_norm
 from gradwatch_reference.elementwise import (
     absolute,
     arctan,
@@ -86,6 +88,7 @@ from gradwatch_reference.value import Value, Vector, dot
 
 __all__ = [
     "TABLE",
+    "GradientReport",
     "Primitive",
     "Tensor",
     "Value",
@@ -100,6 +103,8 @@ __all__ = [
     "case",
     "checkpoint",
     "clip",
+    "clip_grad_norm",
+    "clip_grad_value",
     "concatenate",
     "conv1d",
     "conv2d",
@@ -116,6 +121,7 @@ __all__ = [
     "expm1",
     "gelu",
     "grad",
+    "gradient_check",
     "group_norm",
     "gru_cell",
     "hessian",
@@ -141,6 +147,9 @@ __all__ = [
     "minimum",
     "mse",
     "nll",
+    "nn",
+    "numerical_gradient",
+    "optim",
     "pad",
     "pointwise",
     "power",
@@ -163,6 +172,7 @@ __all__ = [
     "swapaxes",
     "tan",
     "tanh",
+    "total_norm",
     "transpose",
     "value_and_grad",
     "var",

@@ -66,16 +66,15 @@ class Primitive:
     def __call__(self, *args: Any, **params: Any) -> Tensor:
         args = tuple([Tensor.borrowed(x) if isinstance(x, np.ndarray) else x for x in args])
         arrays = tuple([x.array if isinstance(x, Tensor) else x for x in args])
+        if not self.analytic and any(map(np.iscomplexobj, arrays)):
+            raise TypeError(f"{self.name} of {_describe(arrays)}: it has no complex derivative")
         try:
             array = self.value(*arrays, **params)
         except (ValueError, TypeError, IndexError) as error:
             raise type(error)(f"{self.name} of {_describe(arrays)}: {error}") from error
         out = Tensor.constant(array if isinstance(array, np.ndarray) else np.asarray(array))
-        kind = out.array.dtype.kind
-        if kind == "c" and not self.analytic:
-            raise TypeError(f"{self.name} of {_describe(arrays)}: it has no complex derivative")
         parents = tuple([x for x in args if isinstance(x, Tensor) and x.requires_grad])
-        if parents and kind == "f":
+        if parents and out.array.dtype.kind == "f":
             out.requires_grad = True
             out.primitive = self
             out.args, out.saved, out.params, out.parents = args, arrays, params, parents

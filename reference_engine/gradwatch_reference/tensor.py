@@ -105,6 +105,10 @@ class Tensor:
         """
         accumulate_gradients(self, seed)
 
+    def zero_grad(self) -> None:
+        """Forget the gradient of earlier sweeps, which the next would add to."""
+        self.grad = None
+
     def detach(self) -> Tensor:
         """The same numbers, as a constant."""
         return Tensor.constant(self.array)

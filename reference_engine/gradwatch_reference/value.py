@@ -49,6 +49,10 @@ class Value:
         for node, grad in zip(order, earlier, strict=True):
             node.grad += grad
 
+    def zero_grad(self) -> None:
+        """Forget the gradient of earlier sweeps, which the next would add to."""
+        self.grad = 0.0
+
     # ---- arithmetic: with a Value or a number on either side
 
     def __add__(self, other: Value | float) -> Value:
