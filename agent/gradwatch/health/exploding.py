@@ -127,7 +127,7 @@ def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
     early = slice(0, late.start)
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.sqrt(np.nansum(np.where(present, weights, np.nan) ** 2, axis=1))
-        relative = np.sqrt(np.nansum(norms[:, places] ** 2, axis=1)) / size
+        relative = np.sqrt(np.nansum(norms[:, places] ** 2, axis=1)) / _positive(size)
         growth = total / baseline
         front = largest(chain.rms[:, early]) / _positive(largest(chain.rms[:, late]))
         bias_front = largest(chain.bias_rms[:, early]) / _positive(largest(chain.bias_rms[:, late]))

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwatch.health import exploding
+from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.judge import DETECTORS, Settings, Verdict, judge, verdict
+from gradwatch.health.kinds import KINDS
+from gradwatch.health.window import Window
+
+from .windows import mlp, rows, window, with_statistic
+
+FLAT = np.full(8, 1e-2)
+
+
+def finding(severity: Severity) -> Finding:
+    return Finding("vanishing", severity, ("a",), 1, 2, "summary")
+
+
+def test_every_detector_has_a_kind_a_setting_and_an_explanation() -> None:
+    kinds = [detector.kind for detector in DETECTORS]
+    assert kinds == list(KINDS) == [item.name for item in fields(Settings)]
+    for detector in DETECTORS:
+        assert isinstance(getattr(Settings(), detector.kind), detector.thresholds)
+
+
+def test_a_healthy_window_has_no_finding() -> None:
+    assert judge(window(mlp(4), FLAT)) == []
+
+
+def test_the_gravest_comes_first_and_of_equals_the_earliest() -> None:
+    counts = np.zeros((50, 8))
+    counts[40:] = 64
+    sizes = np.array(
+        [np.full(8, np.nan) if row >= 40 else FLAT * (1e7 if row > 30 else 1) for row in range(50)]
+    )
+    story = judge(with_statistic(window(mlp(4), sizes), "nonfinite", counts))
+    assert [(f.kind, f.first_step) for f in story] == [("exploding", 32), ("non_finite", 41)]
+
+
+def test_settings_reach_their_detector() -> None:
+    grown = window(mlp(4), np.repeat([1.0, 5e3], [30, 20])[:, None] * FLAT)
+    assert [f.kind for f in judge(grown)] == ["exploding"]
+    deaf = Settings(exploding=exploding.Thresholds(growth=1e9, absurd=1e9))
+    assert judge(grown, deaf) == []
+
+
+@pytest.mark.parametrize(
+    ("severities", "expected"),
+    [
+        ([], Verdict.HEALTHY),
+        ([Severity.INFO], Verdict.HEALTHY),
+        ([Severity.WARNING, Severity.INFO], Verdict.WARNING),
+        ([Severity.WARNING, Severity.CRITICAL], Verdict.CRITICAL),
+    ],
+)
+def test_a_run_is_as_ill_as_its_gravest_finding(
+    severities: list[Severity], expected: Verdict
+) -> None:
+    assert verdict([finding(severity) for severity in severities]) is expected
+
+
+def test_nothing_recorded_is_no_finding() -> None:
+    base = window(mlp(4), FLAT)
+    assert judge(rows(base, slice(0, 0))) == []
+    assert judge(rows(base, slice(0, 1))) == []
+    assert judge(window([], np.zeros((50, 0)))) == []
+    assert judge(Window(steps=np.arange(50), layers=mlp(4), statistics={}, scalars={})) == []
+
+
+def test_after_nan_the_other_detectors_keep_silent() -> None:
+    counts = np.zeros((50, 8))
+    counts[20:] = 64
+    norm = np.where(counts > 0, np.inf, 0.64)
+    ruined = window(mlp(4), FLAT, zero_fraction=np.where(counts > 0, 1.0, 0.0))
+    ruined = with_statistic(with_statistic(ruined, "nonfinite", counts), "norm", norm)
+    ruined = with_statistic(ruined, "dead_fraction", np.where(counts > 0, 1.0, 0.0))
+    assert [f.kind for f in judge(ruined)] == ["non_finite"]
+
+
+sizes = st.one_of(
+    st.just(0.0), st.just(np.nan), st.just(np.inf), st.floats(1e-30, 1e30, allow_nan=False)
+)
+
+
+@given(
+    st.integers(0, 5).flatmap(
+        lambda count: st.tuples(
+            st.just(count),
+            st.lists(
+                st.lists(sizes, min_size=2 * count, max_size=2 * count), min_size=0, max_size=25
+            ),
+        )
+    )
+)
+def test_any_numbers_are_judged_without_error_or_warning(
+    case: tuple[int, list[list[float]]],
+) -> None:
+    count, table = case
+    values = np.array(table, dtype=np.float64).reshape(len(table), 2 * count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with np.errstate(over="ignore"):
+            made = window(mlp(count), values, steps=len(table))
+        for found in judge(made):
+            assert found.kind in KINDS
+            assert found.first_step <= found.last_step
+            assert found.first_step in made.steps
+            assert set(found.layers) <= {layer.name for layer in made.layers}
+            assert all(
+                np.isfinite(value) for value in found.evidence.values() if isinstance(value, float)
+            )
+
+
+@given(st.permutations(range(14)))
+def test_the_order_of_registration_does_not_matter(order: list[int]) -> None:
+    layers, chain = mlp(7), np.repeat(10.0 ** -np.arange(9, 2, -1), 2)
+    chain[:2] = 0.0
+    here = judge(window([layers[place] for place in order], chain[order], dead_fraction=0.0))
+    assert here == judge(window(layers, chain, dead_fraction=0.0))

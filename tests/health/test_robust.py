@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from gradwatch.health.robust import held, largest, median, onset
+
+tables = arrays(
+    np.float64,
+    array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8),
+    elements=st.one_of(st.just(np.nan), st.floats(-1e6, 1e6)),
+)
+
+
+@given(tables)
+def test_median_and_largest_leave_nan_out(values: np.ndarray) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's own warn of empty slices
+        np.testing.assert_allclose(median(values), np.nanmedian(values, axis=0))
+        np.testing.assert_allclose(largest(values), np.nanmax(values, axis=1))
+
+
+def test_nothing_has_neither_median_nor_largest() -> None:
+    assert np.isnan(median(np.zeros((0, 3)))).all()
+    assert np.isnan(largest(np.zeros((3, 0)))).all()
+
+
+def test_held_values_last_until_the_next_one_and_reach_back_to_the_start() -> None:
+    column = np.array([[np.nan], [1.0], [np.nan], [2.0], [np.nan]])
+    assert held(column)[:, 0].tolist() == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert np.isnan(held(np.full((3, 1), np.nan))).all()
+
+
+def test_onset_is_where_most_of_the_rest_is_set() -> None:
+    assert onset(np.array([0, 1, 0, 0, 1, 1], dtype=bool), 1.0) == 4
+    assert onset(np.array([1, 0, 1, 1, 1, 1], dtype=bool), 0.8) == 0
+    assert onset(np.array([1, 1, 0], dtype=bool), 1.0) is None
+    assert onset(np.zeros(0, dtype=bool), 0.5) is None
