@@ -89,13 +89,21 @@ def log_range(values: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1))
 
 
+def kept_range(low: float, high: float) -> dict[str, Any]:
+    """At most [low, high], as an automatic range.
+
+    A range of its own would be a new one with every step, and plotly then drops a reader's zoom.
+    """
+    return {"autorange": True, "autorangeoptions": {"clipmin": low, "clipmax": high}}
+
+
 def steps_axis(steps: NDArray[np.int64], *, cells: bool = False) -> dict[str, Any]:
     """An axis over exactly these steps; with `cells`, half a column further at both ends."""
     axis: dict[str, Any] = {"title": {"text": "step"}, "showgrid": False, "zeroline": False}
     if steps.size > 1:
         first, last = float(steps[0]), float(steps[-1])
         margin = (last - first) / (steps.size - 1) / 2 if cells else 0.0
-        axis["range"] = [first - margin, last + margin]
+        axis |= kept_range(first - margin, last + margin)
     return axis
 
 

@@ -59,17 +59,23 @@ def _live(run_id: str, was_running: bool) -> None:
         return
     if (run.status in RUNNING) != was_running:
         st.rerun()  # the whole page, for another pace of refreshing
-    st.html(run_header(run, time.time()))
-    if run.reason:
-        st.error(f"**The run failed.** {code(run.reason)}", icon=":material/error:")
-    _details(run)
-    _findings(run)
-    optimizer = _optimizer(run.optimizers)
-    if optimizer is None:
-        st.info("No step was recorded yet. The pictures appear with the first frames.")
-        return
-    findings = [item for item in run.findings if item.optimizer in ("", optimizer.name)]
-    charts(run.info.id, optimizer, findings)
+    # Each part has a place of its own: a new card must not move, and so redraw, the pictures.
+    head, findings, choice, pictures = (st.container() for _ in range(4))
+    with head:
+        st.html(run_header(run, time.time()))
+        if run.reason:
+            st.error(f"**The run failed.** {code(run.reason)}", icon=":material/error:")
+        _details(run)
+    with findings:
+        _findings(run)
+    with choice:
+        optimizer = _optimizer(run.optimizers)
+    with pictures:
+        if optimizer is None:
+            st.info("No step was recorded yet. The pictures appear with the first frames.")
+            return
+        shown = [item for item in run.findings if item.optimizer in ("", optimizer.name)]
+        charts(run.info.id, optimizer, shown)
 
 
 def _details(run: RunView) -> None:

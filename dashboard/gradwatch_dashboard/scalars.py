@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from gradwatch.wire.api import FindingView, Scalars
-from gradwatch_dashboard.axes import GRID, log_axis, log_range, plotly_steps, steps_axis
+from gradwatch_dashboard.axes import GRID, kept_range, log_axis, log_range, plotly_steps, steps_axis
 from gradwatch_dashboard.heatmap import NONFINITE
 from gradwatch_dashboard.marks import finding_marks
 
@@ -77,12 +77,12 @@ def _value_axis(values: NDArray[np.float64]) -> dict[str, Any]:
     axis: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "automargin": True}
     finite = values[np.isfinite(values)]
     if finite.size and finite.min() > 0 and finite.max() > LOG_SPAN * finite.min():
-        axis |= log_axis(*log_range(finite))
+        axis |= log_axis(*log_range(finite)) | {"range": None}
     else:
         axis["exponentformat"] = "power"
         if finite.size and finite.min() >= 0:
             # From 0, so that noise on a flat curve looks flat.
-            axis["range"] = [0, float(finite.max()) * 1.1 or 1.0]
+            axis |= {"rangemode": "tozero", **kept_range(0, float(finite.max()) * 1.1 or 1.0)}
     return axis
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ class FakeCollector:
         self.runs = list(runs)
         self.token = token
         self.asked: list[str] = []
+        self._down = False
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -34,6 +36,15 @@ class FakeCollector:
     @property
     def port(self) -> int:
         return int(self._server.server_address[1])
+
+    @contextmanager
+    def away(self) -> Generator[None]:
+        """Close every connection without an answer, as a collector does that is killed."""
+        self._down = True
+        try:
+            yield
+        finally:
+            self._down = False
 
     @property
     def url(self) -> str:
@@ -84,6 +95,9 @@ class FakeCollector:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                if collector._down:
+                    self.close_connection = True
+                    return
                 split = urlsplit(self.path)
                 collector.asked.append(split.path)
                 expected = f"Bearer {collector.token}"

@@ -37,7 +37,7 @@ def test_values_over_many_decades_have_a_log_axis_and_others_start_at_0() -> Non
     figure = scalars_figure(
         scalars_of(STEPS, loss=np.linspace(2, 1, 100), total_norm=np.logspace(-3, 3, 100))
     )
-    assert figure.layout.yaxis.range[0] == 0
+    assert figure.layout.yaxis.rangemode == "tozero"
     assert figure.layout.yaxis.type is None
     assert figure.layout.yaxis2.type == "log"
 
@@ -55,3 +55,9 @@ def test_a_run_without_any_value_still_draws() -> None:
     empty = np.array([], dtype=np.int64)
     assert scalars_figure(scalars_of(empty)).data == ()
     assert len(scalars_figure(scalars_of(empty, loss=np.array([]))).data) == 1
+
+
+def test_no_range_is_fixed_so_that_a_zoom_outlives_new_steps() -> None:
+    run = scalars_of(STEPS, loss=np.linspace(2, 1, 100), total_norm=np.logspace(-3, 3, 100))
+    layout = scalars_figure(run).layout
+    assert [axis.range for axis in (layout.xaxis, layout.yaxis, layout.yaxis2)] == [None] * 3
