@@ -17,7 +17,7 @@ def median(values: NDArray[np.floating]) -> NDArray[np.float64]:
     count = np.count_nonzero(~np.isnan(values), axis=0)
     low = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, axis=0)[0]
     high = np.take_along_axis(ordered, np.minimum(count // 2, len(values) - 1)[None], axis=0)[0]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return np.where(count > 0, (low + high) / 2, np.nan)
 
 

@@ -117,9 +117,10 @@ def _explained_by_nothing_else(sound: Window, chain: Chain, settings: Thresholds
 
 def _ratio(values: NDArray[np.float64], late: slice) -> NDArray[np.float64]:
     """Each link's RMS relative to the typical late link of the same step. [steps, n]."""
-    positive = np.where(values[:, late] > 0, values[:, late], np.nan)
-    reference = median(positive.T)[:, None]
-    return values / reference
+    known = (values[:, late] > 0) & np.isfinite(values[:, late])
+    reference = median(np.where(known, values[:, late], np.nan).T)[:, None]
+    with np.errstate(over="ignore"):
+        return values / reference
 
 
 def _heals(ratio: NDArray[np.float64], settings: Thresholds) -> bool:
