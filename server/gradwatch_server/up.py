@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -85,9 +86,15 @@ def up(
         "beat": [*CELERY, "beat", "--loglevel", "warning", "--schedule", str(folder / "beat")],
         "dashboard": _dashboard_command(url, dashboard_port),
     }
+    (folder / "addresses.json").unlink(missing_ok=True)
     with _one_at_a_time(folder), Parts(parts, environ, folder / "logs") as running:
         running.wait_for("collector", f"{url}/readyz")
         running.wait_for("dashboard", f"{dashboard_url}/_stcore/health")
+        if running.stopping:
+            return
+        # Whoever started this service reads here where it is, once everything answers.
+        addresses = {"collector": url, "dashboard": dashboard_url}
+        (folder / "addresses.json").write_text(json.dumps(addresses))
         click.echo(
             f"\n  dashboard   {dashboard_url}\n"
             f"  collector   {url}   (API: {url}/docs, Prometheus: {url}/metrics)\n"
@@ -145,7 +152,7 @@ class Parts:
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._restarts = dict.fromkeys(commands, 0)
-        self._stopping = False
+        self.stopping = False
 
     def __enter__(self) -> Parts:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -170,20 +177,20 @@ class Parts:
     def wait_for(self, name: str, url: str) -> None:
         """Wait until a part answers; raise with its log when it dies or does not."""
         deadline = time.monotonic() + START_DEADLINE_S
-        while not self._stopping and time.monotonic() < deadline:
+        while not self.stopping and time.monotonic() < deadline:
             if _answers(url):
                 return
             if self._processes[name].poll() is not None:
                 break
             time.sleep(0.1)
-        if not self._stopping:
+        if not self.stopping:
             raise click.ClickException(f"the {name} did not start:\n{self._tail(name)}")
 
     def watch(self) -> None:
         """Until told to stop: start again what died, a few times."""
-        while not self._stopping:
+        while not self.stopping:
             for name, process in list(self._processes.items()):
-                if process.poll() is not None and not self._stopping:
+                if process.poll() is not None and not self.stopping:
                     self._revive(name, process.returncode)
             time.sleep(0.2)
 
@@ -215,7 +222,7 @@ class Parts:
         return "\n".join(lines[-15:])
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stopping = True
+        self.stopping = True
 
 
 def _die_with_parent() -> None:

@@ -59,6 +59,7 @@ def run_view(
         status=_status(run, silent_after_s),
         reason=run.reason,
         verdict=_verdict(run, findings),
+        judged=run.judged >= run.changed > 0,
         last_step=max((optimizer.last_step for optimizer in optimizers), default=0),
         last_frame_at=run.last_frame_at,
         optimizers=[

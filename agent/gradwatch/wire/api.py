@@ -58,6 +58,7 @@ class RunView(Answer, frozen=True, kw_only=True):
     status: str  # running, finished, failed or silent (no frame for a while)
     reason: str  # why it failed, "" otherwise
     verdict: str  # healthy, warning, critical, or waiting before the first judgement
+    judged: bool  # everything that was stored has been judged
     last_step: int
     last_frame_at: float | None  # Unix seconds
     optimizers: list[OptimizerView]
