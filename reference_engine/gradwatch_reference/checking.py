@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradwatch_reference import trees
+from gradwatch_reference.reverse import CotangentShapeError
 from gradwatch_reference.tensor import Array, Tensor, require_floats
 from gradwatch_reference.value import Value
 
@@ -100,6 +101,7 @@ class ParameterCheck:
     numeric: float
     kinks: tuple[tuple[int, ...], ...]  # where the slopes on the two sides differ: not judged
     is_right: bool
+    note: str = ""  # why there is no gradient to compare, where there is none
 
     @property
     def verdict(self) -> str:
@@ -132,6 +134,7 @@ class GradientReport:
             f"{p.verdict:>7}  {p.name:<12} {p.shape!s:<14} error {p.relative_error:8.1e} at "
             f"{p.index!s:<10} analytic {p.analytic:+.6e} numeric {p.numeric:+.6e}"
             + (f"  kinks at {list(p.kinks)}" if p.kinks else "")
+            + (f"  {p.note}" if p.note else "")
             for p in self.parameters
         ]
         return "\n".join(rows)
@@ -161,7 +164,10 @@ def gradient_check(
     Raises TypeError for integer parameters.
     """
     problem = _Problem(fn, params)
-    gradients = problem.gradients()
+    try:
+        gradients = problem.gradients()
+    except CotangentShapeError as error:
+        return _no_gradients(problem, str(error))
     checks: list[ParameterCheck] = []
     limits = [tolerance or _TOLERANCE[x.dtype] for x in problem.arrays]
     for i, (name, x) in enumerate(zip(problem.names, problem.arrays, strict=True)):
@@ -175,6 +181,17 @@ def gradient_check(
         method = "elements" if by_elements else "directions"
         checks.append(_summary(name, x.shape, method, found, limit))
     return GradientReport(tuple(checks), max(limits, default=_TOLERANCE[np.dtype(float)]))
+
+
+def _no_gradients(problem: _Problem, note: str) -> GradientReport:
+    named = zip(problem.names, problem.arrays, strict=True)
+    return GradientReport(
+        tuple(
+            ParameterCheck(name, x.shape, "none", np.inf, (), np.nan, np.nan, (), False, note)
+            for name, x in named
+        ),
+        0.0,
+    )
 
 
 def _elements(x: Array, h: float) -> Iterator[tuple[tuple[int, ...], Array, float]]:

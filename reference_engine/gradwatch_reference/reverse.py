@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +11,10 @@ from gradwatch_reference.forward import bare
 from gradwatch_reference.graph import topological_order
 from gradwatch_reference.loans import fingerprint
 from gradwatch_reference.tensor import Array, Tensor, shape_of
+
+
+class CotangentShapeError(ValueError):
+    """A rule of a primitive is wrong: what it returns does not have the shape of its argument."""
 
 
 class Sweep:
@@ -101,7 +104,7 @@ def _shares(
     if not recording:
         out, args = bare(node), [bare(x) if isinstance(x, Tensor) else x for x in args]
     shares = node.primitive.pullback(cotangent, out, args, node.params, positions)
-    return [(x, _as_dtype(share, x.dtype)) for x, share in zip(parents, shares, strict=True)]
+    return [(x, _fitting(share, x, node)) for x, share in zip(parents, shares, strict=True)]
 
 
 def _check_saved(node: Tensor, checked: set[Tensor]) -> None:
@@ -121,8 +124,14 @@ def _check_saved(node: Tensor, checked: set[Tensor]) -> None:
             )
 
 
-def _as_dtype(x: Tensor, dtype: np.dtype[Any]) -> Tensor:
-    return x if x.dtype == dtype else shapes.astype(x, dtype=dtype)
+def _fitting(share: Tensor, x: Tensor, node: Tensor) -> Tensor:
+    """`share` in the precision of `x`, whose cotangent it is."""
+    if share.shape != x.shape:
+        raise CotangentShapeError(
+            f"the vjp of {node.op} gave a cotangent of shape {share.shape} for an argument of "
+            f"shape {x.shape}: a broadcast that was not summed?"
+        )
+    return share if share.dtype == x.dtype else shapes.astype(share, dtype=x.dtype)
 
 
 def _by(node: Tensor) -> str:
