@@ -11,11 +11,11 @@ from gradwatch.wire.statistics import BY_NAME
 from gradwatch_dashboard.collector import ask
 from gradwatch_dashboard.flow import flow_figure
 from gradwatch_dashboard.heatmap import heatmap_figure
+from gradwatch_dashboard.plot import plot
 from gradwatch_dashboard.scalars import scalars_figure
 from gradwatch_dashboard.selection import flow_rows, heatmap_rows
 
 COLUMNS = 400
-PLOTLY = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 NOTHING_SELECTED = "No layer's name holds these words."
 
 
@@ -56,10 +56,9 @@ def _heatmap(
         st.caption(NOTHING_SELECTED)
         return
     figure = heatmap_figure(shown, findings)
-    st.plotly_chart(
+    plot(
         figure,
         key="heatmap",
-        config=PLOTLY,
         alt=f"Heatmap of the {_label(statistic)} of each layer over steps",
     )
 
@@ -76,10 +75,9 @@ def _flow(run: str, optimizer: str, words: str) -> None:
     if not shown.layers:
         st.caption(NOTHING_SELECTED)
         return
-    st.plotly_chart(
+    plot(
         flow_figure(shown),
         key="flow",
-        config=PLOTLY,
         alt="Mean, standard deviation and maximum of each layer's gradient as bars",
     )
 
@@ -92,9 +90,8 @@ def _scalars(run: str, optimizer: str, findings: Sequence[FindingView]) -> None:
     if not scalars.series_bytes:
         st.caption("Nothing was logged: `monitor.log(loss=loss)` draws the loss here.")
         return
-    st.plotly_chart(
+    plot(
         scalars_figure(scalars, findings),
         key="scalars",
-        config=PLOTLY,
         alt="Loss and other scalars over steps",
     )

@@ -84,7 +84,7 @@ def flow_figure(flow: Flow) -> go.Figure:
             "yanchor": "bottom",
             "traceorder": "reversed",
         },
-        uirevision=f"flow:{len(flow.layers)}",
+        uirevision=f"{flow.layers[0]}:{len(flow.layers)}",
         hoverlabel={"namelength": -1},
     )
     return figure

@@ -198,8 +198,8 @@ def heatmap_figure(heatmap: Heatmap, findings: Sequence[FindingView] = ()) -> go
             "itemclick": False,
             "itemdoubleclick": False,
         },
-        # One revision a map: zoom outlives a refresh, but not a change of what is shown.
-        uirevision=f"{heatmap.statistic}:{len(layers)}",
+        # Zoom outlives a refresh and another statistic, but not other layers.
+        uirevision=f"{layers[0]}:{len(layers)}",
         hoverlabel={"namelength": -1},
     )
     return figure

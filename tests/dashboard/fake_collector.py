@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -122,6 +123,6 @@ if __name__ == "__main__":
     # For a look at the pages while they are written: `python fake_collector.py`.
     from fake_runs import typical_runs
 
-    with FakeCollector(typical_runs(), port=8470) as served:
+    with FakeCollector(typical_runs(), port=int(sys.argv[1]) if sys.argv[1:] else 8470) as served:
         print(served.url, flush=True)
         threading.Event().wait()

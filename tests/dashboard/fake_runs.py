@@ -143,6 +143,7 @@ class FakeRun:
             status=self.status,
             reason=self.reason,
             verdict=self.verdict,
+            judged=self.verdict != "waiting",
             last_step=last,
             last_frame_at=now - 2 if self.steps_n else None,
             optimizers=[

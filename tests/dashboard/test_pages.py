@@ -108,7 +108,7 @@ def test_a_link_that_names_a_run_opens_it(opened: AppTest) -> None:
     assert "64 NaN gradients in layers.4.bias at step 310" in said
     assert "ValueError: loss is nan" in said
     assert "Gradient flow at step 400" in said
-    assert len(opened.get("plotly_chart")) == 3
+    assert len(opened.get("bidi_component")) == 3
 
 
 def test_a_link_to_an_unknown_run_says_so(opened: AppTest) -> None:
@@ -120,7 +120,7 @@ def test_a_run_without_frames_waits_without_pictures(opened: AppTest) -> None:
     opened.query_params["run"] = run_id("just-started")
     said = text(opened.run())
     assert "No step was recorded yet" in said
-    assert not opened.get("plotly_chart")
+    assert not opened.get("bidi_component")
 
 
 def test_only_the_layers_asked_for_are_drawn(opened: AppTest) -> None:
@@ -128,7 +128,7 @@ def test_only_the_layers_asked_for_are_drawn(opened: AppTest) -> None:
     opened.run()
     opened.text_input(key="layers").set_value("no such layer").run()
     assert "No layer's name holds these words" in text(opened)
-    assert len(opened.get("plotly_chart")) == 1  # the curves
+    assert len(opened.get("bidi_component")) == 1  # the curves
 
 
 def test_the_optimizer_is_chosen_only_where_there_are_several(opened: AppTest) -> None:
