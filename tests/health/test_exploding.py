@@ -94,6 +94,14 @@ def test_growth_that_ends_in_nan_is_told_though_it_did_not_last() -> None:
     assert "step 32" in finding.summary
 
 
+def test_before_nan_less_growth_is_enough() -> None:
+    sizes = in_time(np.repeat([1e2, 3e3, np.nan], [30, 1, 9]))
+    base = window(mlp(4), sizes, steps=40)
+    assert detect(rows(base, slice(0, 31))) is None
+    nonfinite = np.where(np.isnan(sizes), 64.0, 0.0)
+    assert detect(with_statistic(base, "nonfinite", nonfinite)) is not None
+
+
 def test_nan_out_of_good_health_is_not_exploding() -> None:
     sizes = in_time(np.repeat([1.0, np.inf], [30, 10]))
     base = window(mlp(4), sizes, steps=40)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,15 @@ def test_every_detector_has_a_kind_a_setting_and_an_explanation() -> None:
     assert kinds == list(KINDS) == [item.name for item in fields(Settings)]
     for detector in DETECTORS:
         assert isinstance(getattr(Settings(), detector.kind), detector.thresholds)
+
+
+def test_health_stands_alone() -> None:
+    folder = Path(exploding.__file__).parent
+    for module in folder.glob("*.py"):
+        for imported in re.findall(r"^\s*(?:from|import) (\S+)", module.read_text(), re.MULTILINE):
+            if imported.startswith("gradwatch"):
+                assert imported.startswith("gradwatch.health"), module
+            assert imported.split(".")[0] not in {"torch", "time", "random"}, module
 
 
 def test_a_healthy_window_has_no_finding() -> None:

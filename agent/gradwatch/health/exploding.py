@@ -57,6 +57,9 @@ class Thresholds:
     frames_before_nan: int = threshold(
         3, "frames", "growth in any of the last frames before NaN is told without persistence"
     )
+    growth_before_nan: float = threshold(
+        10.0, "1", "growth is enough there: a residual network diverged from 70 to NaN in one step"
+    )
 
 
 class Signs(NamedTuple):
@@ -93,6 +96,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     to_nan = False
     if len(broken):
         before = np.flatnonzero(sound.steps < broken[0])[-settings.frames_before_nan :]
+        with np.errstate(invalid="ignore"):
+            flags[before] |= large[before] & (signs.growth[before] >= settings.growth_before_nan)
         to_nan = bool(flags[before].any())
     if not (sustained or to_nan or extreme.any()):
         return None

@@ -45,7 +45,10 @@ class Thresholds:
     frames: int = threshold(5, "frames", "fewest frames to judge from")
     steps: int = threshold(10, "steps", "fewest steps they span: zero initialisation needs a few")
     recovery: float = threshold(
-        10.0, "1", "growth within the recent frames that says it heals by itself"
+        3.0,
+        "1",
+        "growth within the recent frames that says it heals by itself; a starving chain's ratio "
+        "wanders by less than 2",
     )
 
 
