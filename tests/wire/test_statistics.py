@@ -1,12 +1,12 @@
 import pytest
 
-from gradwatch.wire.statistics import COLUMN, STATISTICS, Statistic
+from gradwatch.wire.statistics import BY_NAME, STATISTICS, Statistic
 
 
-def test_names_are_unique_and_the_column_index_finds_each() -> None:
-    assert len(COLUMN) == len(STATISTICS)
-    for name, index in COLUMN.items():
-        assert STATISTICS[index].name == name
+def test_names_are_unique_and_the_index_finds_each() -> None:
+    assert len(BY_NAME) == len(STATISTICS)
+    for name, statistic in BY_NAME.items():
+        assert statistic.name == name
 
 
 @pytest.mark.parametrize("statistic", STATISTICS, ids=lambda statistic: statistic.name)

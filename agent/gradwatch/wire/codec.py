@@ -6,7 +6,6 @@ it are kept.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -26,6 +25,9 @@ MAX_BATCH_BYTES = 64 << 20
 MAX_RECORDS = 10_000
 # Level 1: gradients hardly compress, so a higher level buys nothing and costs the job's CPU.
 LEVEL = 1
+# What decoding raises for bytes that are no record. Text that is not UTF-8 has its own error in
+# msgspec, a ValueError beside its DecodeError; so has a frame that contradicts itself.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, FrameError, RecursionError)
 
 _encoder = msgspec.msgpack.Encoder()
 _records: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
@@ -73,27 +75,27 @@ def decode_batch(body: bytes) -> tuple[list[Decoded], list[Rejection]]:
 
     Raises BatchError when the body is no batch, BatchTooLargeError when it is over a limit.
     """
+    content = decompress(body)
+    announced = _array_length(content)
+    if announced > MAX_RECORDS:
+        raise BatchTooLargeError(f"{announced} records in a batch; at most {MAX_RECORDS} are taken")
     try:
-        items = _batch.decode(decompress(body))
-    except (msgspec.DecodeError, RecursionError) as error:
+        items = _batch.decode(content)
+    except UNREADABLE as error:
         raise BatchError(f"the body is not a msgpack array of records: {error}") from None
-    if len(items) > MAX_RECORDS:
-        raise BatchTooLargeError(
-            f"{len(items)} records in a batch; at most {MAX_RECORDS} are taken"
-        )
     good: list[Decoded] = []
     bad: list[Rejection] = []
     for place, item in enumerate(items):
         raw = bytes(item)
         try:
             good.append(Decoded(place, decode_record(raw), raw))
-        except (msgspec.DecodeError, FrameError) as error:
+        except UNREADABLE as error:
             bad.append(Rejection(place=place, reason=str(error)))
     return good, bad
 
 
 def decode_record(raw: bytes) -> Record:
-    """One record, checked. Raises msgspec.ValidationError or FrameError naming the field."""
+    """One record, checked. Raises one of UNREADABLE, naming the field where it can."""
     record = _records.decode(raw)
     if isinstance(record, Frame):
         record.check()
@@ -118,14 +120,27 @@ def decompress(body: bytes) -> bytes:
     """The content of a zstd body, never more than MAX_BATCH_BYTES of it."""
     if len(body) > MAX_BODY_BYTES:
         raise BatchTooLargeError(f"a body of {len(body)} bytes; at most {MAX_BODY_BYTES} are taken")
+    unpacking = zstd.ZstdDecompressor()
     try:
-        with zstd.ZstdFile(io.BytesIO(body)) as stream:
-            content = stream.read(MAX_BATCH_BYTES + 1)
-    except (zstd.ZstdError, EOFError) as error:
+        content = unpacking.decompress(body, MAX_BATCH_BYTES + 1)
+    except zstd.ZstdError as error:
         raise BatchError(f"the body is not zstd: {error}") from None
     if len(content) > MAX_BATCH_BYTES:
         raise BatchTooLargeError(f"the body unpacks to more than {MAX_BATCH_BYTES} bytes")
+    if not unpacking.eof or unpacking.unused_data:
+        raise BatchError("the body is not one whole zstd frame")
     return content
+
+
+def _array_length(content: bytes) -> int:
+    """How many items a msgpack array says it has, 0 when this is none.
+
+    Asked before decoding: 64 MiB of one-byte items would become gigabytes of objects.
+    """
+    if content[:1] in (b"\xdc", b"\xdd"):
+        size = 2 if content[0] == 0xDC else 4
+        return int.from_bytes(content[1 : 1 + size], "big")
+    return content[0] & 0x0F if content and content[0] & 0xF0 == 0x90 else 0
 
 
 def split(records: Iterable[bytes], limit: int = 4 << 20) -> Iterable[list[bytes]]:

@@ -133,7 +133,7 @@ class Drops(Wire, tag="drops", frozen=True, kw_only=True):
 
     rank: Rank
     time: float  # Unix seconds
-    counts: Annotated[dict[Name, int], Meta(max_length=50)]
+    counts: Annotated[dict[Name, Annotated[int, Meta(ge=0)]], Meta(max_length=50)]
 
 
 Record = Manifest | Frame | RunEnd | Drops
