@@ -1,21 +1,24 @@
-"""`python -m gradwatch_dashboard`: serve the dashboard of one collector."""
+"""`python -m gradwatch_dashboard --url URL --port PORT`: serve the dashboard of one collector."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
-import click
-
-from gradwatch_dashboard.launch import DEFAULT_URL, command
+from gradwatch_dashboard.launch import collector_url, command
 
 
-@click.command()
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="The collector.")
-@click.option("--port", default=8471, show_default=True, help="Port to serve on, loopback only.")
-def main(url: str, port: int) -> None:
-    """Serve the dashboard of one collector. Its token is taken from GRADWATCH_TOKEN."""
-    os.execv(sys.executable, command(url, port))
+def main() -> None:
+    """Become Streamlit's process, so that whoever started this one can stop it."""
+    parser = argparse.ArgumentParser(prog="gradwatch_dashboard", description=__doc__)
+    known = collector_url([], os.environ)
+    parser.add_argument("--url", default=known, help="the collector's address [%(default)s]")
+    parser.add_argument("--port", type=int, default=8471, help="on loopback [%(default)s]")
+    given = parser.parse_args()
+    argv = command(given.url, given.port)
+    sys.stdout.flush()
+    os.execv(argv[0], argv)
 
 
 if __name__ == "__main__":
