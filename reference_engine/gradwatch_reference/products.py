@@ -10,6 +10,9 @@ differentiation at any order.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from gradwatch_reference.primitive import case, linear
@@ -47,7 +50,7 @@ def matmul(a: Operand, b: Operand) -> Tensor:
         return reshape(matmul(reshape(a, (1, *shape_a)), b), (*shape_b[:-2], shape_b[-1]))
     if len(shape_a) > 2 and len(shape_b) == 2:
         # One product of two matrices, not a stack of them: the gradient of b needs no sum then.
-        rows = int(np.prod(shape_a[:-1]))
+        rows = math.prod(shape_a[:-1])
         flat = _matmul(reshape(a, (rows, shape_a[-1])), b)
         return reshape(flat, (*shape_a[:-1], shape_b[-1]))
     return _matmul(a, b)
@@ -57,44 +60,60 @@ def matmul(a: Operand, b: Operand) -> Tensor:
 #      y: [n, groups, o, *counts]
 
 
-def _columns(x: Array, size: Shape, stride: Shape, dilation: Shape) -> Array:
-    """[n, groups, c * prod(size), prod(counts)]: one column for each window."""
-    rank = len(size)
-    seen = view_windows(x, size, stride, dilation)
+_COLUMN_BYTES = 1 << 20  # what a piece of a batch may take up as columns: it stays in cache
+
+
+def _pieces(x: Array, size: Shape, counts: Shape) -> Iterator[slice]:
+    """The batch in pieces whose columns are small enough."""
+    each = math.prod((*x.shape[1:3], *size, *counts)) * x.itemsize
+    step = max(1, _COLUMN_BYTES // max(each, 1))
+    return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def _columns(seen: Array, rank: int) -> Array:
+    """Windows [n, groups, c, *counts, *size] as [n, groups, c * size, counts], one a column."""
+    counts, size = seen.shape[3 : 3 + rank], seen.shape[3 + rank :]
     axes = (0, 1, 2, *range(3 + rank, 3 + 2 * rank), *range(3, 3 + rank))
-    counts = seen.shape[3 : 3 + rank]
-    return seen.transpose(axes).reshape(*x.shape[:2], _size(x.shape[2], size), _size(1, counts))
+    rows = math.prod((seen.shape[2], *size))
+    return seen.transpose(axes).reshape(*seen.shape[:2], rows, math.prod(counts))
+
+
+def _flat(x: Array, axes: int) -> Array:
+    """`x` with what comes after the first `axes` axes as one."""
+    return x.reshape(*x.shape[:axes], math.prod(x.shape[axes:]))
 
 
 def _correlate(x: Array, w: Array, stride: Shape, dilation: Shape) -> Array:
-    size, spatial = w.shape[3:], x.shape[3:]
-    counts = tuple(
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(spatial, size, stride, dilation, strict=True)
-    )
-    y = w.reshape(*w.shape[:2], _size(w.shape[2], size)) @ _columns(x, size, stride, dilation)
-    return y.reshape(*y.shape[:3], *counts)
+    rank = w.ndim - 3
+    seen = view_windows(x, w.shape[3:], stride, dilation)
+    counts = seen.shape[3 : 3 + rank]
+    y = np.empty((*x.shape[:2], w.shape[1], *counts), np.result_type(x, w))
+    for piece in _pieces(x, w.shape[3:], counts):
+        np.matmul(_flat(w, 2), _columns(seen[piece], rank), out=_flat(y[piece], 3))
+    return y
 
 
 def _correlate_to_input(
     y: Array, w: Array, spatial: Shape, stride: Shape, dilation: Shape
 ) -> Array:
-    size, counts, rank = w.shape[3:], y.shape[3:], len(spatial)
-    flat = w.reshape(*w.shape[:2], _size(w.shape[2], size)).swapaxes(-1, -2)
-    columns = flat @ y.reshape(*y.shape[:3], _size(1, counts))
-    seen = columns.reshape(*y.shape[:2], w.shape[2], *size, *counts)
-    axes = (0, 1, 2, *range(3 + rank, 3 + 2 * rank), *range(3, 3 + rank))
-    return fold_windows(seen.transpose(axes), spatial, stride, dilation)
+    rank, size, counts, channels = len(spatial), w.shape[3:], y.shape[3:], w.shape[2]
+    x = np.zeros((*y.shape[:2], channels, *spatial), np.result_type(y, w))
+    back = (0, 1, 2, *range(3 + rank, 3 + 2 * rank), *range(3, 3 + rank))
+    for piece in _pieces(x, size, counts):
+        columns = _flat(w, 2).swapaxes(-1, -2) @ _flat(y[piece], 3)
+        seen = columns.reshape(*columns.shape[:2], channels, *size, *counts).transpose(back)
+        x[piece] = fold_windows(seen, spatial, stride, dilation)
+    return x
 
 
 def _correlate_to_weight(x: Array, y: Array, size: Shape, stride: Shape, dilation: Shape) -> Array:
-    flat = y.reshape(*y.shape[:3], _size(1, y.shape[3:]))
-    w = (flat @ _columns(x, size, stride, dilation).swapaxes(-1, -2)).sum(axis=0)
-    return w.reshape(*w.shape[:2], x.shape[2], *size)
-
-
-def _size(channels: int, size: Shape) -> int:
-    return channels * int(np.prod(size))
+    rank, channels, counts = len(size), x.shape[2], y.shape[3:]
+    seen = view_windows(x, size, stride, dilation)
+    w = np.zeros((*y.shape[1:3], math.prod((channels, *size))), np.result_type(x, y))
+    for piece in _pieces(x, size, counts):
+        columns = _columns(seen[piece], rank).swapaxes(-1, -2)
+        w += (_flat(y[piece], 3) @ columns).sum(axis=0)
+    return w.reshape(*w.shape[:2], channels, *size)
 
 
 correlate = linear(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from operator import mul
 from typing import overload
 
 from gradwatch_reference.graph import topological_order
@@ -145,15 +146,10 @@ def dot(a: Iterable[Value | float], b: Iterable[Value | float]) -> Value:
         raise ValueError(f"dot of {len(a)} and {len(b)} elements: the lengths must be equal")
     xs = [x.data if isinstance(x, Value) else x for x in a]
     ys = [y.data if isinstance(y, Value) else y for y in b]
-    parents: list[Value] = []
-    partials: list[float] = []
-    for nodes, others in ((a, ys), (b, xs)):
-        for node, other in zip(nodes, others, strict=True):
-            if isinstance(node, Value):
-                parents.append(node)
-                partials.append(other)
-    total = sum(map(float.__mul__, map(float, xs), map(float, ys)))
-    return Value(total, tuple(parents), tuple(partials), "dot")
+    pairs = [(node, y) for node, y in zip(a, ys, strict=True) if isinstance(node, Value)]
+    pairs += [(node, x) for node, x in zip(b, xs, strict=True) if isinstance(node, Value)]
+    parents, partials = zip(*pairs, strict=True) if pairs else ((), ())
+    return Value(sum(map(mul, xs, ys)), parents, partials, "dot")
 
 
 class Vector:
