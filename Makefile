@@ -2,23 +2,34 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
 
-.PHONY: help install test quick lint types check clean
+.PHONY: help demo install test quick lint types check bench missing clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.installed: pyproject.toml .ci/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("gradwatch needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "Installing gradwatch and its development tools into $(VENV) ..."
-	@$(BIN)/pip install --quiet --editable '.[dev]' --constraint .ci/constraints.txt
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "gradwatch needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	@echo "Installing gradwatch into $(VENV) (PyTorch is large: a minute or more) ..."
+	@$(BIN)/pip install --quiet --editable '.[all]' --constraint $(CONSTRAINTS)
 	@touch $@
 
-install: $(VENV)/.installed ## Create .venv and install everything into it
+$(VENV)/.dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	@echo "Installing gradwatch and its development tools into $(VENV) (PyTorch is large: a minute or more) ..."
+	@$(BIN)/pip install --quiet --editable '.[dev]' --constraint $(CONSTRAINTS)
+	@touch $@ $(VENV)/.demo
 
-test: install ## Run every test
+demo: $(VENV)/.demo ## Train six networks, print the verdicts, leave a dashboard to look at
+	@$(BIN)/gradwatch demo --data .gradwatch/demo
+
+install: $(VENV)/.dev ## Create .venv and install everything into it
+
+test: install missing ## Run every test
 	$(BIN)/pytest
 
 quick: install ## Run the tests that take under a minute together
@@ -34,5 +45,11 @@ types: install ## Check types
 
 check: lint types test ## Everything that CI checks
 
-clean: ## Remove what was installed and built
-	rm -rf $(VENV) dist build
+bench: install ## Run every benchmark and print its figures
+	$(BIN)/python benchmarks/all.py
+
+missing: # Tests start their own services where the binaries are; say what else could be tested.
+	@sh .ci/missing
+
+clean: ## Remove what was installed, built and recorded
+	rm -rf $(VENV) .gradwatch dist build
