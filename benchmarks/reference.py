@@ -166,7 +166,7 @@ def mlp() -> Comparison:
 
 def conv() -> Comparison:
     rng = np.random.default_rng(0)
-    x, weight = rng.normal(size=(8, 3, 28, 28)), rng.normal(size=(8, 3, 5, 5))
+    x, weight = rng.normal(size=(16, 3, 28, 28)), rng.normal(size=(8, 3, 5, 5))
 
     def ours(params: Any) -> Any:
         return (gw.relu(gw.conv2d(params[0], params[1])) ** 2).mean()
@@ -176,7 +176,7 @@ def conv() -> Comparison:
         y = convolve(params[0], kernel, axes=([2, 3], [2, 3]), dot_axes=([1], [0]), mode="valid")
         return anp.mean(anp.maximum(y, 0.0) ** 2)
 
-    return tensor_task("conv 3 to 8 channels 5x5, 8 images 28x28", ours, theirs, [x, weight])
+    return tensor_task("conv 3 to 8 channels 5x5, 16 images 28x28", ours, theirs, [x, weight])
 
 
 def attention() -> Comparison:

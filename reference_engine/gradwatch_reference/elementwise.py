@@ -122,6 +122,8 @@ def _bare(x: Tensor | float) -> Array | float:
 def _power_or_one(x: Tensor, n: Tensor | float) -> Tensor:
     """x^(n-1), but 1 where n is 0: the derivative 0 x^-1 of a constant is 0 at x = 0 too."""
     exponent = n - 1.0
+    if isinstance(exponent, float) and exponent == 1.0:
+        return x
     if np.any(_bare(n) == 0):
         exponent = where(_bare(n) == 0, 0.0, exponent)
     return power(x, exponent)

@@ -60,7 +60,7 @@ def matmul(a: Operand, b: Operand) -> Tensor:
 #      y: [n, groups, o, *counts]
 
 
-_COLUMN_BYTES = 1 << 20  # what a piece of a batch may take up as columns: it stays in cache
+_COLUMN_BYTES = 1 << 18  # what a piece of a batch may take up as columns: it stays in cache
 
 
 def _pieces(x: Array, size: Shape, counts: Shape) -> Iterator[slice]:
@@ -76,6 +76,13 @@ def _columns(seen: Array, rank: int) -> Array:
     axes = (0, 1, 2, *range(3 + rank, 3 + 2 * rank), *range(3, 3 + rank))
     rows = math.prod((seen.shape[2], *size))
     return seen.transpose(axes).reshape(*seen.shape[:2], rows, math.prod(counts))
+
+
+def _seen(columns: Array, channels: int, size: Shape, counts: Shape) -> Array:
+    """The inverse of `_columns`, as a view."""
+    rank = len(size)
+    axes = (0, 1, 2, *range(3 + rank, 3 + 2 * rank), *range(3, 3 + rank))
+    return columns.reshape(*columns.shape[:2], channels, *size, *counts).transpose(axes)
 
 
 def _flat(x: Array, axes: int) -> Array:
@@ -96,13 +103,13 @@ def _correlate(x: Array, w: Array, stride: Shape, dilation: Shape) -> Array:
 def _correlate_to_input(
     y: Array, w: Array, spatial: Shape, stride: Shape, dilation: Shape
 ) -> Array:
-    rank, size, counts, channels = len(spatial), w.shape[3:], y.shape[3:], w.shape[2]
-    x = np.zeros((*y.shape[:2], channels, *spatial), np.result_type(y, w))
-    back = (0, 1, 2, *range(3 + rank, 3 + 2 * rank), *range(3, 3 + rank))
+    size, counts, channels = w.shape[3:], y.shape[3:], w.shape[2]
+    x = np.empty((*y.shape[:2], channels, *spatial), np.result_type(y, w))
+    transposed = _flat(w, 2).swapaxes(-1, -2)
     for piece in _pieces(x, size, counts):
-        columns = _flat(w, 2).swapaxes(-1, -2) @ _flat(y[piece], 3)
-        seen = columns.reshape(*columns.shape[:2], channels, *size, *counts).transpose(back)
+        seen = _seen(transposed @ _flat(y[piece], 3), channels, size, counts)
         x[piece] = fold_windows(seen, spatial, stride, dilation)
+        del seen  # or it would stand beside the next piece's
     return x
 
 
@@ -111,8 +118,7 @@ def _correlate_to_weight(x: Array, y: Array, size: Shape, stride: Shape, dilatio
     seen = view_windows(x, size, stride, dilation)
     w = np.zeros((*y.shape[1:3], math.prod((channels, *size))), np.result_type(x, y))
     for piece in _pieces(x, size, counts):
-        columns = _columns(seen[piece], rank).swapaxes(-1, -2)
-        w += (_flat(y[piece], 3) @ columns).sum(axis=0)
+        w += (_flat(y[piece], 3) @ _columns(seen[piece], rank).swapaxes(-1, -2)).sum(axis=0)
     return w.reshape(*w.shape[:2], channels, *size)
 
 
