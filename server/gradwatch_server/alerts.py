@@ -10,9 +10,9 @@ import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import apprise
+from apprise.utils.parse import parse_url
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
@@ -54,14 +54,17 @@ class ChannelError(ValueError):
 
 def check_channel(url: str) -> None:
     """Raise ChannelError unless alerts may be sent to this Apprise URL."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
+    known = f"known are {', '.join(sorted(ALLOWED_SCHEMES))}"
+    scheme, separator, _ = url.partition("://")
+    scheme = scheme.strip().lower()
+    if not separator:
+        # Whatever stands there may be a secret.
+        raise ChannelError(f"a channel for alerts must begin with a scheme and ://; {known}")
     if scheme not in ALLOWED_SCHEMES:
-        raise ChannelError(
-            f"alerts cannot be sent by {scheme or url!r}; "
-            f"known are {', '.join(sorted(ALLOWED_SCHEMES))}"
-        )
-    asked = {name.lower().lstrip("+-:") for name, _ in parse_qsl(parts.query, True)}
+        raise ChannelError(f"alerts cannot be sent by {scheme!r}; {known}")
+    # Read as Apprise reads it: another parser might overlook what Apprise then obeys.
+    parsed = parse_url(url, verify_host=False, sanitize=False) or {}
+    asked = {name.lower().lstrip("+-:") for name in parsed.get("qsd", {})}
     if asked & REFUSED_PARAMETERS:
         names = ", ".join(sorted(asked & REFUSED_PARAMETERS))
         raise ChannelError(f"a {scheme} channel must not set {names}")
@@ -93,7 +96,11 @@ def deliver_due(engine: Engine, channels: Sequence[str], dashboard_url: str) -> 
     """Send the alerts that are due. Returns how many were sent."""
     urls = {channel_digest(url): url for url in channels}
     sent = 0
-    for alert_id in _claim(engine):
+    for _ in range(BATCH):
+        # One at a time: a slow channel must not outlast the lease of the alerts behind it.
+        alert_id = _claim(engine)
+        if alert_id is None:
+            break
         with Session(engine) as session:
             alert = session.get(Alert, alert_id)
             if alert is None:
@@ -108,26 +115,24 @@ def deliver_due(engine: Engine, channels: Sequence[str], dashboard_url: str) -> 
     return sent
 
 
-def _claim(engine: Engine) -> list[int]:
-    """Take due alerts for this worker: whoever moves `next_try_at` first has it."""
+def _claim(engine: Engine) -> int | None:
+    """Take the next due alert for this worker; None when there is none.
+
+    Whoever moves `next_try_at` first has it; the others look for the next one.
+    """
     now = time.time()
-    claimed: list[int] = []
     with writing(engine) as session:
-        due = session.execute(
-            select(Alert.id, Alert.next_try_at)
-            .where(Alert.state == PENDING, Alert.next_try_at <= now)
-            .order_by(Alert.id)
-            .limit(BATCH)
-        ).all()
-        for alert_id, seen in due:
-            taken: Any = session.execute(
+        due = select(Alert.id).where(Alert.state == PENDING, Alert.next_try_at <= now)
+        # Workers that come together step over each other's; SQLite has one writer anyway.
+        next_due = due.order_by(Alert.id).limit(1).with_for_update(skip_locked=True)
+        alert_id = session.scalar(next_due)
+        if alert_id is not None:
+            session.execute(
                 update(Alert)
-                .where(Alert.id == alert_id, Alert.next_try_at == seen, Alert.state == PENDING)
+                .where(Alert.id == alert_id)
                 .values(next_try_at=now + LEASE_S, attempts=Alert.attempts + 1)
             )
-            if taken.rowcount:
-                claimed.append(alert_id)
-    return claimed
+        return alert_id
 
 
 def _note(engine: Engine, alert_id: int, error: str | None, final: bool) -> None:
@@ -181,7 +186,13 @@ def _short(value: Any) -> str:
 
 
 def _notifier(url: str) -> Any:
-    asset = apprise.AppriseAsset(app_id="gradwatch", app_desc="gradwatch", app_url="")
+    asset = apprise.AppriseAsset(
+        app_id="gradwatch",
+        app_desc="gradwatch",
+        app_url="",
+        # A redirect would carry an alert to an address that nobody configured.
+        http_redirects=False,
+    )
     joint = "&" if "?" in url else "?"
     timed = f"{url}{joint}cto={CONNECT_TIMEOUT_S}&rto={READ_TIMEOUT_S}"
     return apprise.Apprise.instantiate(timed, asset=asset)

@@ -25,7 +25,7 @@ from gradwatch.wire.codec import (
 )
 from gradwatch.wire.frame import Receipt, RunInfo
 from gradwatch_server import queries
-from gradwatch_server.database import migrate, open_database, writing
+from gradwatch_server.database import migrate, open_database, reading, writing
 from gradwatch_server.ingest import introduce
 from gradwatch_server.metrics import DatabaseCollector, expose
 from gradwatch_server.models import FindingRow, Optimizer, Run
@@ -35,7 +35,9 @@ from gradwatch_server.views import finding_views, run_view
 from gradwatch_server.writer import Writer
 
 PAGE_RUNS = 100
+MAX_NUMBER = 2**53  # as in JSON; a database refuses larger ones in ways of its own
 RunKey = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hexadecimal digits")]
+Step = Annotated[int | None, Query(ge=0, le=MAX_NUMBER)]
 
 
 def create_app(settings: Settings | None = None, wake: Callable[[], None] | None = None) -> FastAPI:
@@ -226,7 +228,9 @@ def _add_reading(app: FastAPI, engine: Engine, settings: Settings, guard: list[A
     def list_runs(  # pyright: ignore[reportUnusedFunction]
         request: Request,
         project: str | None = None,
-        after: Annotated[int | None, Query(description="`next` of the page before")] = None,
+        after: Annotated[
+            int | None, Query(ge=0, le=MAX_NUMBER, description="`next` of the page before")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=PAGE_RUNS)] = PAGE_RUNS,
     ) -> Response:
         chosen = select(Run).order_by(Run.id.desc()).limit(limit + 1)
@@ -234,19 +238,19 @@ def _add_reading(app: FastAPI, engine: Engine, settings: Settings, guard: list[A
             chosen = chosen.where(Run.project == project)
         if after is not None:
             chosen = chosen.where(Run.id < after)
-        with Session(engine) as session:
+        with reading(engine) as session:
             runs = list(session.scalars(chosen))
             more = str(runs[limit - 1].id) if len(runs) > limit else None
             return _answer(request, RunPage(runs=shown(session, runs[:limit]), next=more))
 
     @get("/api/v1/runs/{run}", RunView, "One run with its findings")
     def get_run(run: RunKey, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        with Session(engine) as session:
+        with reading(engine) as session:
             return _answer(request, shown(session, [queries.find_run(session, run)])[0])
 
     @get("/api/v1/runs/{run}/findings", list[FindingView], "A run's findings, open ones first")
     def get_findings(run: RunKey, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        with Session(engine) as session:
+        with reading(engine) as session:
             found = queries.find_run(session, run)
             rows = session.scalars(select(FindingRow).where(FindingRow.run_id == found.id))
             return _answer(request, finding_views(rows, found.key))
@@ -257,20 +261,20 @@ def _add_reading(app: FastAPI, engine: Engine, settings: Settings, guard: list[A
         request: Request,
         optimizer: str,
         statistic: str = "norm",
-        first: int | None = None,
-        last: int | None = None,
+        first: Step = None,
+        last: Step = None,
         columns: Annotated[int, Query(ge=1, le=queries.MAX_COLUMNS)] = 400,
     ) -> Response:
-        with Session(engine) as session:
+        with reading(engine) as session:
             row = queries.find_optimizer(session, run, optimizer)
             found = queries.heatmap(session, row, statistic, first, last, columns)
             return _answer(request, found)
 
     @get("/api/v1/runs/{run}/flow", Flow, "Gradient flow at a step")
     def get_flow(  # pyright: ignore[reportUnusedFunction]
-        run: RunKey, request: Request, optimizer: str, step: int | None = None
+        run: RunKey, request: Request, optimizer: str, step: Step = None
     ) -> Response:
-        with Session(engine) as session:
+        with reading(engine) as session:
             row = queries.find_optimizer(session, run, optimizer)
             return _answer(request, queries.flow(session, row, step))
 
@@ -281,6 +285,6 @@ def _add_reading(app: FastAPI, engine: Engine, settings: Settings, guard: list[A
         optimizer: str,
         columns: Annotated[int, Query(ge=1, le=queries.MAX_COLUMNS)] = 1000,
     ) -> Response:
-        with Session(engine) as session:
+        with reading(engine) as session:
             row = queries.find_optimizer(session, run, optimizer)
             return _answer(request, queries.scalars(session, row, columns))

@@ -10,20 +10,27 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 # How long a writer waits for another process's transaction on SQLite.
 BUSY_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 5
+# Any number will do, as long as every process of ours takes the same.
+MIGRATION_LOCK = 7_263_541
 
 
 def open_database(url: str) -> Engine:
     """An engine for `url`; makes the folder of an SQLite file."""
     parsed = make_url(url)
+    if parsed.drivername == "postgresql":
+        # SQLAlchemy 2.0 takes this for psycopg 2, which we do not bring.
+        parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        timeout = {"connect_timeout": CONNECT_TIMEOUT_S}
+        return create_engine(parsed, pool_pre_ping=True, connect_args=timeout)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
@@ -36,7 +43,11 @@ def migrate(engine: Engine) -> None:
     """Bring the tables up to date; safe to call at every start."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
+    with engine.execution_options(writes=True).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # Of collectors that start together, one makes the tables and the others find them.
+            lock = text("SELECT pg_advisory_xact_lock(:key)")
+            connection.execute(lock, {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
@@ -51,6 +62,16 @@ def insert_new(session: Session, model: type[Any]) -> Any:
 def writing(engine: Engine) -> Generator[Session]:
     """A transaction that writes, committed at the end of the block."""
     with Session(engine.execution_options(writes=True)) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading(engine: Engine) -> Generator[Session]:
+    """A transaction that sees one state of the database, however many queries it makes."""
+    if engine.dialect.name == "postgresql":
+        # SQLite's readers see one state by themselves.
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    with Session(engine) as session:
         yield session
 
 

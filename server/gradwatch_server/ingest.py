@@ -19,14 +19,21 @@ from gradwatch.wire.frame import Drops, Frame, Manifest, Receipt, Rejection, Run
 from gradwatch_server.database import finite, insert_new
 from gradwatch_server.findings import reconcile
 from gradwatch_server.models import DETAILS, NORMS, SCALARS, FrameRow, ManifestRow, Optimizer, Run
+from gradwatch_server.storable import refusal, without_nul
 from gradwatch_server.windows import load_layout, window_of
 
 # Key of a frame within its optimizer.
 Key = tuple[int, int]  # rank, step
+# Steps that one query asks for.
+STEPS_A_QUERY = 1000
 
 
 class UnknownRunError(LookupError):
     """A batch for a run that was never introduced here."""
+
+
+class UnstorableRunError(ValueError):
+    """A run's introduction that no database could hold. The message names the field."""
 
 
 class Stored(msgspec.Struct):
@@ -37,7 +44,9 @@ class Stored(msgspec.Struct):
 
 
 def introduce(session: Session, info: RunInfo) -> None:
-    """Make a run known. Repeating it changes nothing."""
+    """Make a run known. Repeating it changes nothing. Raises UnstorableRunError."""
+    if reason := refusal(info):
+        raise UnstorableRunError(reason)
     row = {
         "key": info.id,
         "project": info.project,
@@ -99,9 +108,12 @@ class _Batch:
     def take(self, decoded: Decoded) -> None:
         """Sort one record in; frames are written together at the end."""
         record = decoded.record
+        if reason := refusal(record):
+            self._reject(decoded, reason)
+            return
         match record:
             case Manifest():
-                self._take_manifest(record, decoded.raw)
+                self._take_manifest(record, decoded)
             case Frame():
                 self._take_frame(record, decoded)
             case RunEnd():
@@ -109,7 +121,7 @@ class _Batch:
             case Drops():
                 self._count_drops(record)
 
-    def _take_manifest(self, manifest: Manifest, raw: bytes) -> None:
+    def _take_manifest(self, manifest: Manifest, decoded: Decoded) -> None:
         optimizer = self._optimizers.get(manifest.optimizer)
         if optimizer is None:
             optimizer = Optimizer(
@@ -123,18 +135,28 @@ class _Batch:
             self._session.add(optimizer)
             self._session.flush()
             self._optimizers[manifest.optimizer] = optimizer
-        optimizer.layers = len(manifest.layers)
         key = (optimizer.id, manifest.rank, manifest.version)
-        if key not in self._layer_counts:
-            self._layer_counts[key] = len(manifest.layers)
-            row = {
-                "optimizer_id": optimizer.id,
-                "rank": manifest.rank,
-                "version": manifest.version,
-                "layers": len(manifest.layers),
-                "body": raw,
-            }
-            self._session.execute(insert_new(self._session, ManifestRow), [row])
+        if key in self._layer_counts:
+            known = self._session.get_one(ManifestRow, key)
+            if known.body != decoded.raw:
+                self._reject(
+                    decoded,
+                    f"version: another manifest {manifest.version} of {manifest.optimizer!r} is "
+                    "stored already; layers that change need a new version",
+                )
+            return
+        self._layer_counts[key] = len(manifest.layers)
+        row = {
+            "optimizer_id": optimizer.id,
+            "rank": manifest.rank,
+            "version": manifest.version,
+            "layers": len(manifest.layers),
+            "body": decoded.raw,
+        }
+        self._session.execute(insert_new(self._session, ManifestRow), [row])
+        newest = max(version for row_id, _, version in self._layer_counts if row_id == optimizer.id)
+        if manifest.version == newest:
+            optimizer.layers = len(manifest.layers)
 
     def _take_frame(self, frame: Frame, decoded: Decoded) -> None:
         optimizer = self._optimizers.get(frame.optimizer)
@@ -178,15 +200,20 @@ class _Batch:
                 self._insert(optimizer, frames)
 
     def _stored_bodies(self, optimizer: Optimizer, frames: dict[Key, Decoded]) -> dict[Key, bytes]:
-        steps = [step for _, step in frames]
-        rows = self._session.execute(
-            select(FrameRow.rank, FrameRow.step, FrameRow.body).where(
-                FrameRow.optimizer_id == optimizer.id,
-                FrameRow.step.between(min(steps), max(steps)),
-                FrameRow.rank.in_({rank for rank, _ in frames}),
+        ranks = {rank for rank, _ in frames}
+        steps = sorted({step for _, step in frames})
+        stored: dict[Key, bytes] = {}
+        # By name and not by range: a batch may hold the first step of a long run and the last.
+        for start in range(0, len(steps), STEPS_A_QUERY):
+            rows = self._session.execute(
+                select(FrameRow.rank, FrameRow.step, FrameRow.body).where(
+                    FrameRow.optimizer_id == optimizer.id,
+                    FrameRow.rank.in_(ranks),
+                    FrameRow.step.in_(steps[start : start + STEPS_A_QUERY]),
+                )
             )
-        )
-        return {(rank, step): body for rank, step, body in rows if (rank, step) in frames}
+            stored |= {(rank, step): body for rank, step, body in rows if (rank, step) in frames}
+        return stored
 
     def _insert(self, optimizer: Optimizer, frames: dict[Key, Decoded]) -> None:
         rows: list[dict[str, Any]] = []
@@ -222,8 +249,9 @@ class _Batch:
             self._run.loss = finite(newest.scalars.get("loss", self._run.loss))
         optimizer.frames += len(frames)
         optimizer.nonfinite_frames += sum(map(_is_broken, frames))
-        heard_at = max(frame.time for frame in frames)
-        self._run.last_frame_at = max(self._run.last_frame_at or 0.0, heard_at)
+        times = [frame.time for frame in frames if math.isfinite(frame.time)]
+        if times:
+            self._run.last_frame_at = max(self._run.last_frame_at or 0.0, *times)
 
     def raise_non_finite(self, channels: Sequence[str]) -> bool:
         """Non-finite values need no history: tell of them now, not at the next judgement."""
@@ -247,7 +275,7 @@ class _Batch:
 
     def _end(self, end: RunEnd) -> None:
         if end.status == "failed":
-            self._run.status, self._run.reason = "failed", end.reason
+            self._run.status, self._run.reason = "failed", without_nul(end.reason)
         elif end.rank == 0 and self._run.status != "failed":
             self._run.status = "finished"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from gradwatch.health.judge import judge
-from gradwatch_server.database import writing
+from gradwatch_server.database import reading, writing
 from gradwatch_server.findings import reconcile
 from gradwatch_server.models import Optimizer, Run
 from gradwatch_server.windows import load_window
+
+log = logging.getLogger(__name__)
 
 # How long a worker may take over one run before another one tries.
 LEASE_S = 60.0
@@ -29,8 +32,14 @@ def judge_due(engine: Engine, channels: Sequence[str]) -> bool:
             .order_by(Run.leased_until)
             .limit(BATCH)
         ).all()
-    alerted = [judge_run(engine, run_id, channels) for run_id in due]
-    return any(alerted)
+    alerted = False
+    for run_id in due:
+        try:
+            alerted |= judge_run(engine, run_id, channels)
+        except Exception:
+            # It is tried again when its lease ends; the runs after it must not wait for that.
+            log.exception("run %d could not be judged", run_id)
+    return alerted
 
 
 def judge_run(engine: Engine, run_id: int, channels: Sequence[str]) -> bool:
@@ -39,12 +48,13 @@ def judge_run(engine: Engine, run_id: int, channels: Sequence[str]) -> bool:
     if changed is None:
         return False
     alerted = False
-    with Session(engine) as session:
+    with reading(engine) as session:
         optimizers = session.scalars(select(Optimizer).where(Optimizer.run_id == run_id)).all()
         windows = [(optimizer.name, load_window(session, optimizer)) for optimizer in optimizers]
     judged = [(name, window, judge(window)) for name, window in windows if len(window.steps)]
     with writing(engine) as session:
-        run = session.get(Run, run_id)
+        # The lock keeps a collector from opening the same finding meanwhile.
+        run = session.get(Run, run_id, with_for_update=True)
         if run is None:
             return False
         for name, window, findings in judged:

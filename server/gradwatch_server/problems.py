@@ -9,13 +9,14 @@ import msgspec
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gradwatch.wire.api import Problem
 from gradwatch.wire.codec import BatchError, BatchTooLargeError
 from gradwatch.wire.frame import Rejection
-from gradwatch_server.ingest import UnknownRunError
+from gradwatch_server.ingest import UnknownRunError, UnstorableRunError
 from gradwatch_server.queries import NotFoundError
 from gradwatch_server.writer import BusyError
 
@@ -52,14 +53,26 @@ def add_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return problem(422, f"{where}: {first['msg']}")
 
+    @app.exception_handler(Exception)
+    async def _unforeseen(_: Request, error: Exception) -> Response:  # pyright: ignore[reportUnusedFunction]
+        # What went wrong is in the log; a stranger is not told.
+        return problem(500, f"the collector failed: {type(error).__name__}")
+
     statuses: dict[type[Exception], int] = {
         NotFoundError: 404,
         UnknownRunError: 404,
         BatchTooLargeError: 413,
         BatchError: 400,
-        msgspec.DecodeError: 422,
+        UnstorableRunError: 422,
+        msgspec.ValidationError: 422,
+        msgspec.DecodeError: 400,
+        # msgspec's way to say that values are nested too deeply.
+        RecursionError: 400,
         BusyError: 429,
+        # A value that this database cannot hold: trying again would not help.
+        DataError: 422,
         DBAPIError: 503,
+        PoolTimeoutError: 503,
     }
     for kind in statuses:
 
@@ -73,6 +86,10 @@ def add_handlers(app: FastAPI) -> None:
 def _detail(error: Exception) -> str:
     if isinstance(error, UnknownRunError):
         return f"run {error} was not introduced: PUT it first"
-    if isinstance(error, DBAPIError):
+    if isinstance(error, DataError):
+        return f"the database cannot hold a value of this: {error.orig}"
+    if isinstance(error, (DBAPIError, PoolTimeoutError)):
         return "the database does not answer; try again"
+    if isinstance(error, RecursionError):
+        return "the body is nested too deeply"
     return str(error)

@@ -65,7 +65,8 @@ def up(
     channels = [*notify, *settings.channels]
     check_channels(channels)
     port = port or free_port(DEFAULT_PORT)
-    dashboard_port = dashboard_port or free_port(DASHBOARD_PORT)
+    if dashboard_port is None:
+        dashboard_port = free_port(DASHBOARD_PORT if port != DASHBOARD_PORT else 0)
     folder = (data or settings.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{port}"
@@ -75,6 +76,8 @@ def up(
         "GRADWATCH_DATA_DIR": str(folder),
         "GRADWATCH_NOTIFY": " ".join(channels),
         "GRADWATCH_DASHBOARD_URL": dashboard_url,
+        # The dashboard must be let in where a token is asked for.
+        **({"GRADWATCH_TOKEN": settings.server_token} if settings.server_token else {}),
         # The same small machine trains: the service's own arithmetic needs no thread pool.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -86,8 +89,9 @@ def up(
         "beat": [*CELERY, "beat", "--loglevel", "warning", "--schedule", str(folder / "beat")],
         "dashboard": _dashboard_command(url, dashboard_port),
     }
-    (folder / "addresses.json").unlink(missing_ok=True)
     with _one_at_a_time(folder), Parts(parts, environ, folder / "logs") as running:
+        # Never before the lock: it may be another service's.
+        (folder / "addresses.json").unlink(missing_ok=True)
         running.wait_for("collector", f"{url}/readyz")
         running.wait_for("dashboard", f"{dashboard_url}/_stcore/health")
         if running.stopping:

@@ -6,9 +6,9 @@ agent is told to come back, since it has a spool and this process has not.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -19,6 +19,8 @@ from gradwatch.wire.codec import Decoded
 from gradwatch.wire.frame import Receipt
 from gradwatch_server.database import writing
 from gradwatch_server.ingest import Stored, UnknownRunError, store
+
+log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 256
 GROUP_LIMIT = 64
@@ -40,7 +42,6 @@ class Writer:
     def __init__(
         self, engine: Engine, channels: Sequence[str], on_alert: Callable[[], None]
     ) -> None:
-        self.commit_seconds = 0.0  # how long the last commit took
         self._engine = engine
         self._channels = channels
         self._on_alert = on_alert  # called after a commit that left alerts in the outbox
@@ -80,7 +81,8 @@ class Writer:
                     stop = True
                 else:
                     group.append(following)
-            self._commit(group)
+            # From here on nobody can cancel: an answer that cannot be set would end this thread.
+            self._commit([item for item in group if item.answer.set_running_or_notify_cancel()])
             if stop:
                 return
 
@@ -101,10 +103,16 @@ class Writer:
             else:
                 waiting.answer.set_result(result.receipt)
         if any(isinstance(result, Stored) and result.alerted for result in results):
+            self._wake()
+
+    def _wake(self) -> None:
+        try:
             self._on_alert()
+        except Exception:
+            # The schedule finds the alerts without it; this thread must live.
+            log.exception("no worker could be woken")
 
     def _store(self, group: list[_Waiting]) -> list[Stored | UnknownRunError]:
-        started = time.perf_counter()
         results: list[Stored | UnknownRunError] = []
         with writing(self._engine) as session:
             for waiting in group:
@@ -112,5 +120,4 @@ class Writer:
                     results.append(store(session, waiting.run_key, waiting.records, self._channels))
                 except UnknownRunError as error:
                     results.append(error)
-        self.commit_seconds = time.perf_counter() - started
         return results

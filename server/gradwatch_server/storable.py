@@ -1,0 +1,45 @@
+"""What a well-formed record may still not say, because not every database could hold it."""
+
+from __future__ import annotations
+
+from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
+
+# The largest of a column of 32 bits.
+MAX_VERSION = 2**31 - 1
+# PostgreSQL keeps no text with this character.
+NUL = "\x00"
+
+
+def refusal(record: Record | RunInfo) -> str | None:
+    """Why a record cannot be stored, naming the field; None when it can."""
+    match record:
+        case RunInfo():
+            return _no_nul("project", record.project)
+        case Manifest():
+            if record.version > MAX_VERSION:
+                return f"version: {record.version} is over {MAX_VERSION}"
+            refused = _no_nul("optimizer", record.optimizer)
+            for layer in record.layers:
+                refused = refused or _no_nul("layers.name", layer.name)
+            return refused
+        case Drops():
+            for reason, count in record.counts.items():
+                if count < 0:
+                    return f"counts: {count} frames cannot have been dropped"
+                if refused := _no_nul("counts", reason):
+                    return refused
+            return None
+        case Frame():
+            # Its optimizer and version must be those of a manifest that was stored.
+            return None
+        case _:
+            return None
+
+
+def _no_nul(field: str, text: str) -> str | None:
+    return f"{field}: {text!r} contains a NUL character" if NUL in text else None
+
+
+def without_nul(text: str) -> str:
+    """Words that matter more than a character in them."""
+    return text.replace(NUL, "\N{REPLACEMENT CHARACTER}")

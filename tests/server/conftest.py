@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import urllib3
+import uvicorn
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from gradwatch.client import Client
+from gradwatch.wire.api import FindingView, Problem
+from gradwatch.wire.codec import CONTENT_TYPE, encode_batch
+from gradwatch.wire.frame import Receipt, Record, RunInfo
+from gradwatch_server import judging
+from gradwatch_server.app import create_app
+from gradwatch_server.database import open_database
+from gradwatch_server.models import Alert
+from gradwatch_server.settings import Settings
+
+# Test modules here share helpers; importlib mode puts no folder on the path by itself.
+sys.path.insert(0, str(Path(__file__).parent))
+
+CHANNEL = "json://127.0.0.1:9/alerts"  # nobody listens on the discard port
+
+
+@dataclass
+class Answer:
+    """What the collector said."""
+
+    status: int
+    headers: urllib3.HTTPHeaderDict
+    body: bytes
+
+    @property
+    def problem(self) -> Problem:
+        assert self.headers["Content-Type"] == "application/problem+json", self.body
+        found = msgspec.json.decode(self.body, type=Problem)
+        assert found.status == self.status
+        return found
+
+    @property
+    def receipt(self) -> Receipt:
+        assert self.status == 200, self.body
+        return msgspec.json.decode(self.body, type=Receipt)
+
+
+@dataclass
+class Collector:
+    """A collector that listens on a free port, and its database."""
+
+    url: str
+    settings: Settings
+    engine: Engine
+    app: Any
+    wakes: list[None] = field(default_factory=list[None])
+    token: str = ""
+    pool: urllib3.PoolManager = field(
+        default_factory=lambda: urllib3.PoolManager(retries=False, timeout=60.0, maxsize=16)
+    )
+
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        if self.token:
+            headers = {"Authorization": f"Bearer {self.token}"} | headers
+        answer = self.pool.request(method, self.url + path, body=body, headers=headers)
+        return Answer(answer.status, answer.headers, answer.data)
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.request("GET", path, **headers)
+
+    def put(self, run: RunInfo) -> Answer:
+        return self.request("PUT", f"/api/v1/runs/{run.id}", msgspec.json.encode(run))
+
+    def post(self, run: RunInfo, records: Sequence[Record]) -> Answer:
+        return self.post_bytes(run, encode_batch(records))
+
+    def post_bytes(self, run: RunInfo, body: bytes) -> Answer:
+        path = f"/api/v1/runs/{run.id}/records"
+        return self.request("POST", path, body, **{"Content-Type": CONTENT_TYPE})
+
+    def store(self, run: RunInfo, records: Sequence[Record]) -> Receipt:
+        """Introduce a run, and store its records; fails when one is refused."""
+        assert self.put(run).status == 200
+        return self.post(run, records).receipt
+
+    @property
+    def client(self) -> Client:
+        return Client(self.url, self.token or None)
+
+    def judge(self) -> bool:
+        """What the worker does at each tick."""
+        return judging.judge_due(self.engine, self.settings.channels)
+
+    def findings(self, run: RunInfo) -> dict[str, FindingView]:
+        return {finding.kind: finding for finding in self.client.findings(run.id)}
+
+    def alerts(self) -> list[Alert]:
+        with Session(self.engine, expire_on_commit=False) as session:
+            return list(session.scalars(select(Alert).order_by(Alert.id)))
+
+
+@contextmanager
+def _serving(settings: Settings) -> Generator[Collector]:
+    wakes: list[None] = []
+    app = create_app(settings, wake=lambda: wakes.append(None))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the collector did not start"
+        thread.join(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    engine = open_database(settings.database)
+    collector = Collector(
+        f"http://127.0.0.1:{port}", settings, engine, app, wakes, settings.server_token
+    )
+    try:
+        yield collector
+    finally:
+        collector.pool.clear()
+        server.should_exit = True
+        thread.join()
+        engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, on each kind of server that we support."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'gradwatch.db'}"
+    return request.getfixturevalue("postgres").emptied_database()
+
+
+StartCollector = Callable[..., Collector]
+
+
+@pytest.fixture
+def start_collector(database_url: str) -> Generator[StartCollector]:
+    """Starts a collector with these settings; it stops at the end of the test."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> Collector:
+            return stack.enter_context(_serving(Settings(database_url=database_url, **settings)))
+
+        yield start
+
+
+@pytest.fixture
+def collector(start_collector: StartCollector) -> Collector:
+    """A collector with one channel for alerts, which nothing delivers by itself."""
+    return start_collector(notify=CHANNEL)
