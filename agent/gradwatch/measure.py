@@ -19,6 +19,8 @@ from gradwatch.wire.histogram import histogram
 
 # Elements of a layer's gradient that its histogram and share of zeros are taken from.
 SAMPLE_SIZE = 1024
+# Squares lose digits below 1e-38: a layer of a billion elements does so below this norm.
+TINY_NORM = 1e-15
 # A unit is called dead after this many detail frames in a row without any gradient.
 DEAD_AFTER_FRAMES = 5
 
@@ -147,6 +149,8 @@ class Meter:
         }
         sizes = [gradient.numel() for gradient in gradients]
         sample = torch.cat([part.to(samples[0].device) for part in samples])
+        if scale is not None:
+            sample = sample / scale.to(sample.device)
         sample_sizes = [part.numel() for part in samples]
         return Reading(len(parameters), present, sizes, _unscale(rows, scale), sample, sample_sizes)
 
@@ -263,10 +267,10 @@ def _norm_rows(gradients: list[Tensor]) -> dict[str, Tensor]:
         # To look at the norms would be to wait for the device: take the maximum along instead.
         return {"norm": norms, "peak": _stack(foreach_norm(gradients, float("inf")))}
     counts = torch.zeros_like(norms)
-    doubtful = torch.nonzero(~torch.isfinite(norms) | (norms == 0)).flatten().tolist()
+    doubtful = torch.nonzero(~torch.isfinite(norms) | (norms < TINY_NORM)).flatten().tolist()
     for place in doubtful:
         gradient = gradients[place]
-        # Squares of finite float32 values overflow from 1.8e19 on, and underflow below 1e-23.
+        # Squares of finite float32 values overflow from 1.8e19 on, and are 0 below 1e-23.
         norms[place] = torch.linalg.vector_norm(gradient, 2, dtype=torch.float64)
         if not torch.isfinite(norms[place]):
             counts[place] = gradient.numel() - torch.isfinite(gradient).sum()
@@ -292,10 +296,10 @@ def _unscale(rows: dict[str, Tensor], scale: Tensor | None) -> dict[str, Tensor]
 
 
 def _sample(gradient: Tensor) -> Tensor:
-    """Up to SAMPLE_SIZE elements at equal distances."""
+    """Up to SAMPLE_SIZE elements at equal distances, from end to end."""
     flat = gradient.flatten()
-    stride = max(1, flat.numel() // SAMPLE_SIZE)
-    return flat[::stride][:SAMPLE_SIZE].float()
+    stride = -(-flat.numel() // SAMPLE_SIZE)
+    return flat[::stride].float()
 
 
 def _to_host(tensor: Tensor) -> Tensor:
