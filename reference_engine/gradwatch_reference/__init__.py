@@ -13,6 +13,7 @@ from gradwatch_reference.activations import elu, gelu, leaky_relu, prelu, silu
 from gradwatch_reference.cells import gru_cell, lstm_cell, rnn_cell
 from gradwatch_reference.checking import GradientReport, gradient_check, numerical_gradient
 from gradwatch_reference.clipping import clip_grad_norm, clip_grad_value, total_norm
+from gradwatch_reference.drawing import to_dot, to_svg
 from gradwatch_reference.elementwise import (
     absolute,
     arctan,
@@ -61,6 +62,7 @@ from gradwatch_reference.modes import (
     value_and_grad,
     vjp,
 )
+from gradwatch_reference.pictures import gradient_histograms, visualize_gradient_flow
 from gradwatch_reference.primitive import TABLE, Primitive, case, linear, pointwise, primitive
 from gradwatch_reference.products import matmul
 from gradwatch_reference.reductions import (
@@ -122,6 +124,7 @@ __all__ = [
     "gelu",
     "grad",
     "gradient_check",
+    "gradient_histograms",
     "group_norm",
     "gru_cell",
     "hessian",
@@ -172,10 +175,13 @@ __all__ = [
     "swapaxes",
     "tan",
     "tanh",
+    "to_dot",
+    "to_svg",
     "total_norm",
     "transpose",
     "value_and_grad",
     "var",
+    "visualize_gradient_flow",
     "vjp",
     "where",
 ]

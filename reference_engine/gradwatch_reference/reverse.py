@@ -35,8 +35,10 @@ class Sweep:
             for node in self.order
         )
 
-    def cotangents(self, seed: Tensor) -> dict[Tensor, Tensor]:
+    def cotangents(self, seed: Tensor, keep_all: bool = False) -> dict[Tensor, Tensor]:
         """Those of the wanted nodes when that of the root is `seed`; absent where it is zero.
+
+        With `keep_all`, those of the nodes on the way there too.
 
         The rules run on bare numbers, or, where someone further out will differentiate the result
         again, on the recorded nodes themselves.
@@ -48,7 +50,8 @@ class Sweep:
             if node in self.wanted or node not in found:
                 continue
             _check_saved(node, checked)
-            for parent, share in _shares(node, found.pop(node), self.needed, recording):
+            cotangent = found[node] if keep_all else found.pop(node)
+            for parent, share in _shares(node, cotangent, self.needed, recording):
                 found[parent] = found[parent] + share if parent in found else share
         return found
 
