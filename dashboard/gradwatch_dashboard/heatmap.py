@@ -35,7 +35,7 @@ CLEAR = "rgba(0,0,0,0)"
 BAND = 0.05  # of the scale's span: the height of a special value's band on the colour bar
 MAX_CROSSES = 600
 CROSSES_A_ROW = 16
-BOTTOM_PX, TOP_PX = 60, 12
+BOTTOM_PX, TOP_PX = 60, 30
 
 
 class Scale(NamedTuple):

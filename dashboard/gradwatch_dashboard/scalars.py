@@ -15,7 +15,7 @@ from gradwatch_dashboard.axes import GRID, kept_range, log_axis, log_range, plot
 from gradwatch_dashboard.heatmap import NONFINITE
 from gradwatch_dashboard.marks import finding_marks
 
-PANEL_PX, GAP_PX, TOP_PX, BOTTOM_PX = 170, 44, 30, 44
+PANEL_PX, GAP_PX, TOP_PX, BOTTOM_PX = 140, 44, 30, 44
 MAX_PANELS = 6
 MAX_CURVES = 4  # of one panel
 LOG_SPAN = 50.0  # a panel whose largest value is this many times its smallest has a log axis
