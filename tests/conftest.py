@@ -115,7 +115,6 @@ class Postgres:
     def __init__(self, port: int) -> None:
         self.port = port
         self._databases = 0
-        self._emptied = ""
 
     def url(self, database: str) -> str:
         return f"postgresql://{PG_USER}@127.0.0.1:{self.port}/{database}"
@@ -128,17 +127,6 @@ class Postgres:
         except psycopg.OperationalError:
             return False
         return True
-
-    def emptied_database(self) -> str:
-        """The URL of a database that others used before and that has no row in it."""
-        import psycopg
-
-        if not self._emptied:
-            self._emptied = self.new_database()
-        with psycopg.connect(self._emptied, autocommit=True) as connection:
-            if connection.execute("SELECT to_regclass('runs')").fetchone() != (None,):
-                connection.execute("TRUNCATE runs RESTART IDENTITY CASCADE")
-        return self._emptied
 
     def new_database(self) -> str:
         """The URL of a database that is empty."""

@@ -17,6 +17,7 @@ from gradwatch_server import alerts
 from gradwatch_server.models import OPEN, RESOLVED, FindingRow, Run
 
 ALL_KINDS = frozenset(detector.kind for detector in DETECTORS)
+NON_FINITE = "non_finite"
 # A problem is over when it was not seen for this many steps; less would flap.
 RESOLVE_AFTER_STEPS = 50
 # Enough to show; the summary counts the rest.
@@ -54,8 +55,7 @@ def reconcile(
             session.flush()
             alerts.enqueue(session, row, "opened", channels)
             alerted = True
-    seen = {finding.kind for finding in findings}
-    for kind in kinds & known.keys() - seen:
+    for kind in kinds & known.keys() - _current(findings, last_step):
         row = known[kind]
         if row.state == OPEN and last_step >= row.last_step + RESOLVE_AFTER_STEPS:
             row.state = RESOLVED
@@ -63,6 +63,13 @@ def reconcile(
             alerts.enqueue(session, row, "resolved", channels)
             alerted = True
     return alerted
+
+
+def _current(findings: Sequence[Finding], last_step: int) -> frozenset[str]:
+    """Kinds that cannot have resolved by `last_step`."""
+    current = {item.kind for item in findings if last_step < item.last_step + RESOLVE_AFTER_STEPS}
+    # While gradients are NaN no detector sees anything, so nothing can be said to have healed.
+    return ALL_KINDS if NON_FINITE in current else frozenset(current)
 
 
 def _update(row: FindingRow, finding: Finding, opened: bool) -> None:

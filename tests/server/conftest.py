@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import urllib3
 import uvicorn
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
 from gradwatch.client import Client
@@ -21,8 +21,8 @@ from gradwatch.wire.codec import CONTENT_TYPE, encode_batch
 from gradwatch.wire.frame import Receipt, Record, RunInfo
 from gradwatch_server import judging
 from gradwatch_server.app import create_app
-from gradwatch_server.database import open_database
-from gradwatch_server.models import Alert
+from gradwatch_server.database import open_database, writing
+from gradwatch_server.models import Alert, Run
 from gradwatch_server.settings import Settings
 
 # Test modules here share helpers; importlib mode puts no folder on the path by itself.
@@ -130,12 +130,26 @@ def _serving(settings: Settings) -> Generator[Collector]:
         engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, on each kind of server that we support."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'gradwatch.db'}"
-    return request.getfixturevalue("postgres").emptied_database()
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Every test that stores something runs once on each kind of database."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def new_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, database_kind: str
+) -> Callable[[], str]:
+    """Makes empty databases; gives their URLs."""
+    if database_kind == "postgresql":
+        return request.getfixturevalue("postgres").new_database
+    return lambda: f"sqlite:///{tmp_path_factory.mktemp('database') / 'gradwatch.db'}"
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[], str]) -> str:
+    """The URL of a database without a table."""
+    return new_database()
 
 
 StartCollector = Callable[..., Collector]
@@ -152,7 +166,16 @@ def start_collector(database_url: str) -> Generator[StartCollector]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def _lasting_collector(new_database: Callable[[], str]) -> Generator[Collector]:
+    with _serving(Settings(database_url=new_database(), notify=CHANNEL)) as collector:
+        yield collector
+
+
 @pytest.fixture
-def collector(start_collector: StartCollector) -> Collector:
-    """A collector with one channel for alerts, which nothing delivers by itself."""
-    return start_collector(notify=CHANNEL)
+def collector(_lasting_collector: Collector) -> Collector:
+    """A collector without a run, with one channel for alerts, which nothing delivers by itself."""
+    with writing(_lasting_collector.engine) as session:
+        session.execute(delete(Run))
+    _lasting_collector.wakes.clear()
+    return _lasting_collector
