@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 
-from service import Service, Webhook, wait_until
+from service import ROOT, Service, Webhook, wait_until
 
 # No line of this knows of gradwatch. The model's loss takes the logarithm of 0 at step 60.
 LOG_OF_ZERO = """
@@ -64,3 +66,23 @@ def test_a_healthy_script_raises_nothing(
     assert judged.verdict == "healthy"
     assert judged.findings == []
     assert webhook.received.empty()
+
+
+def test_the_example_trains_and_is_judged_healthy(service: Service) -> None:
+    script = ROOT / "examples" / "digits.py"
+    environ = {**os.environ, "GRADWATCH_URL": service.collector}
+    trained = subprocess.run(
+        [sys.executable, str(script)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "accuracy 0.9" in trained.stdout
+    run = next(run for run in service.client.runs().runs if run.info.name == "digits")
+    assert run.info.config == {"epochs": 20}
+    judged = wait_until(lambda: (seen := service.client.run(run.info.id)).judged and seen, 20)
+    assert (judged.status, judged.verdict) == ("finished", "healthy")
+    assert judged.loss is not None
+    assert judged.last_step == 20 * 29
