@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from fake_collector import FakeCollector
 from fake_runs import FakeRun, run_id, typical_runs
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 WAIT_MS = 20_000
@@ -63,20 +63,20 @@ def dashboard(collector: FakeCollector) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[BrowserContext]:
-    """One context for all tests: its cache spares each of them the download of plotly."""
+def tab() -> Iterator[Page]:
+    """One tab for all tests: opening the dashboard anew costs seconds each time."""
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
-        yield launched.new_context(viewport={"width": 1400, "height": 1000})
+        yield launched.new_page(viewport={"width": 1400, "height": 1000})
         launched.close()
 
 
 @pytest.fixture
-def page(browser: BrowserContext, collector: FakeCollector) -> Iterator[Page]:
-    """A page that fails its test when it asks anyone but the dashboard, or logs an error."""
-    opened = browser.new_page()
+def page(tab: Page, dashboard: str, collector: FakeCollector) -> Iterator[Page]:
+    """The list of runs; a test fails when its page asks anyone but the dashboard."""
+    opened = tab
     opened.set_default_timeout(WAIT_MS)
     expect.set_options(timeout=WAIT_MS)
     strangers: list[str] = []
@@ -87,9 +87,15 @@ def page(browser: BrowserContext, collector: FakeCollector) -> Iterator[Page]:
 
     opened.on("request", note)
     runs = list(collector.runs)
+    back = opened.get_by_role("link", name="All runs")
+    if back.count():
+        back.click()
+    else:
+        opened.goto(dashboard)
+    expect(opened.get_by_role("heading", name="Runs")).to_be_visible()
     yield opened
     collector.runs[:] = runs
-    opened.close()
+    opened.remove_listener("request", note)
     assert not strangers
 
 
@@ -101,8 +107,8 @@ def plot(page: Page, key: str) -> Any:
     return chart
 
 
-def open_run(page: Page, dashboard: str, name: str) -> None:
-    page.goto(f"{dashboard}/?run={run_id(name)}")
+def open_run(page: Page, name: str) -> None:
+    page.get_by_role("link", name=name).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
 
 
@@ -118,11 +124,9 @@ def wait_for_refreshes(collector: FakeCollector, what: str, times: int) -> None:
         time.sleep(0.1)
 
 
-def test_from_the_list_to_the_finding_in_one_click(page: Page, dashboard: str) -> None:
-    page.goto(dashboard)
+def test_from_the_list_to_the_finding_in_one_click(page: Page) -> None:
     expect(page.get_by_text("6 runs: 2 critical, 1 warning")).to_be_visible()
-    page.get_by_role("link", name="sigmoid-10-layers").click()
-    expect(page.get_by_role("heading", name="sigmoid-10-layers")).to_be_visible()
+    open_run(page, "sigmoid-10-layers")
     for text in ("Vanishing gradients", "Why it happens", "What to try", "a sigmoid's derivative"):
         expect(page.locator(".gw-card").get_by_text(text).first).to_be_visible()
     heatmap = plot(page, "heatmap")
@@ -137,18 +141,16 @@ def test_from_the_list_to_the_finding_in_one_click(page: Page, dashboard: str) -
     expect(page.get_by_text("6 runs")).to_be_visible()
 
 
-def test_non_finite_cells_are_marked_and_named_in_the_legend(page: Page, dashboard: str) -> None:
-    open_run(page, dashboard, "rnn-log-of-zero")
+def test_non_finite_cells_are_marked_and_named_in_the_legend(page: Page) -> None:
+    open_run(page, "rnn-log-of-zero")
     heatmap = plot(page, "heatmap")
     expect(heatmap.locator(".legend").get_by_text("NaN or Inf")).to_be_visible()
     assert heatmap.locator(".scatterlayer .points path").count() >= 10
     expect(plot(page, "flow").get_by_text("64 NaN or Inf elements").first).to_be_visible()
 
 
-def test_zoom_and_choices_outlive_refreshes(
-    page: Page, dashboard: str, collector: FakeCollector
-) -> None:
-    open_run(page, dashboard, "cnn-baseline")
+def test_zoom_and_choices_outlive_refreshes(page: Page, collector: FakeCollector) -> None:
+    open_run(page, "cnn-baseline")
     page.get_by_role("combobox", name="Statistic").click()
     page.get_by_role("option", name="weight norm").click()
     expect(plot(page, "heatmap").locator(".cbtitle, .colorbar")).to_contain_text(["weight norm"])
@@ -179,12 +181,10 @@ def test_zoom_and_choices_outlive_refreshes(
         running.steps_n = 400
 
 
-def test_an_ended_run_is_no_longer_asked_for(
-    page: Page, dashboard: str, collector: FakeCollector
-) -> None:
+def test_an_ended_run_is_no_longer_asked_for(page: Page, collector: FakeCollector) -> None:
     run = FakeRun("short", status="running")
     collector.runs.insert(0, run)
-    open_run(page, dashboard, "short")
+    open_run(page, "short")
     plot(page, "scalars")
     wait_for_refreshes(collector, "heatmap", 1)
     run.status = "finished"
@@ -195,11 +195,8 @@ def test_an_ended_run_is_no_longer_asked_for(
     assert asked_of(collector, "heatmap") == before
 
 
-def test_the_first_run_appears_by_itself(
-    page: Page, dashboard: str, collector: FakeCollector
-) -> None:
+def test_the_first_run_appears_by_itself(page: Page, collector: FakeCollector) -> None:
     collector.runs.clear()
-    page.goto(dashboard)
     expect(page.get_by_text("gradwatch run train.py")).to_be_visible()
     collector.runs.append(FakeRun("the-first"))
     expect(page.get_by_role("link", name="the-first")).to_be_visible()
@@ -209,7 +206,7 @@ def test_the_first_run_appears_by_itself(
 def test_pages_recover_by_themselves_when_the_collector_comes_back(
     page: Page, dashboard: str, collector: FakeCollector
 ) -> None:
-    open_run(page, dashboard, "cnn-baseline")
+    open_run(page, "cnn-baseline")
     plot(page, "heatmap")
     with collector.away():
         expect(page.get_by_text("does not answer")).to_be_visible()
@@ -221,11 +218,9 @@ def test_pages_recover_by_themselves_when_the_collector_comes_back(
     expect(page.get_by_role("heading", name="sigmoid-10-layers")).to_be_visible()
 
 
-def test_300_layers_are_drawn_in_seconds_and_hovering_tells_their_whole_names(
-    page: Page, dashboard: str
-) -> None:
+def test_300_layers_are_drawn_in_seconds_and_hovering_tells_their_whole_names(page: Page) -> None:
     start = time.monotonic()
-    open_run(page, dashboard, "transformer-300-layers")
+    open_run(page, "transformer-300-layers")
     heatmap = plot(page, "heatmap")
     expect(heatmap.locator(".heatmaplayer image")).to_have_count(1)
     expect(plot(page, "flow").locator(".bars path")).to_have_count(900)
