@@ -23,7 +23,7 @@ def main(host: str, port: int) -> None:
     Its settings are environment variables: GRADWATCH_DATABASE_URL, GRADWATCH_BROKER_URL,
     GRADWATCH_NOTIFY, GRADWATCH_SERVER_TOKEN and others, listed in docs/settings.md.
     """
-    settings = Settings.load()
+    settings = load_settings()
     if not settings.server_token and not is_loopback(host):
         raise click.ClickException(
             f"refusing to listen on {host} without a token: anyone there could read and write. "
@@ -39,6 +39,14 @@ def main(host: str, port: int) -> None:
         access_log=False,
         timeout_graceful_shutdown=10,
     )
+
+
+def load_settings() -> Settings:
+    """The settings of this process, or a message that names the variable that is wrong."""
+    try:
+        return Settings.load()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def check_channels(urls: list[str]) -> None:

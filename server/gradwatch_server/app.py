@@ -16,7 +16,16 @@ from sqlalchemy.orm import Session
 
 from gradwatch import __version__
 from gradwatch.client import MSGPACK
-from gradwatch.wire.api import Answer, FindingView, Flow, Heatmap, RunPage, RunView, Scalars
+from gradwatch.wire.api import (
+    Answer,
+    FindingView,
+    Flow,
+    Heatmap,
+    Problem,
+    RunPage,
+    RunView,
+    Scalars,
+)
 from gradwatch.wire.codec import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -29,7 +38,7 @@ from gradwatch_server.database import migrate, open_database, reading, writing
 from gradwatch_server.ingest import introduce
 from gradwatch_server.metrics import DatabaseCollector, expose
 from gradwatch_server.models import FindingRow, Optimizer, Run
-from gradwatch_server.problems import add_handlers, problem
+from gradwatch_server.problems import MEDIA_TYPE, add_handlers, problem
 from gradwatch_server.settings import Settings
 from gradwatch_server.views import finding_views, run_view
 from gradwatch_server.writer import Writer
@@ -61,6 +70,7 @@ def create_app(settings: Settings | None = None, wake: Callable[[], None] | None
         version=__version__,
         description="Takes frames from training jobs, keeps and judges them, answers queries.",
         lifespan=lifespan,
+        responses=PROBLEMS,
     )
     add_handlers(app)
     _add_service(app, engine, settings)
@@ -94,15 +104,24 @@ def _guard(settings: Settings) -> Callable[[Request], None]:
     return check
 
 
-def _documented(kind: Any, description: str) -> dict[int | str, dict[str, Any]]:
-    """A response's place in OpenAPI, from the type that is sent."""
+def _described(kind: Any, description: str, media_type: str) -> dict[str, Any]:
+    """A body's place in OpenAPI, from the type that is sent."""
     (schema,), components = msgspec.json.schema_components(
         [kind], ref_template="#/components/schemas/{name}"
     )
     name = str(schema.get("$ref", "")).rsplit("/", 1)[-1]
     inline = components.get(name, schema)
-    content = {"application/json": {"schema": {**inline, "title": name or description}}}
-    return {200: {"description": description, "content": content}}
+    content = {media_type: {"schema": {**inline, "title": name or description}}}
+    return {"description": description, "content": content}
+
+
+def _documented(kind: Any, description: str) -> dict[int | str, dict[str, Any]]:
+    return {200: _described(kind, description, "application/json")}
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": _described(Problem, "What is wrong, as RFC 9457 has it", MEDIA_TYPE)
+}
 
 
 def _answer(request: Request, value: Answer | list[Any]) -> Response:
@@ -183,8 +202,8 @@ def _add_ingest(app: FastAPI, engine: Engine, guard: list[Any]) -> None:
 
 def _body(media_type: str, kind: Any) -> dict[str, Any]:
     """A request body's place in OpenAPI."""
-    documented = _documented(kind, "")[200]["content"]["application/json"]
-    return {"requestBody": {"content": {media_type: documented}, "required": True}}
+    content = _described(kind, "", media_type)["content"]
+    return {"requestBody": {"content": content, "required": True}}
 
 
 async def _body_of(request: Request) -> bytes:

@@ -19,8 +19,8 @@ from types import FrameType
 import click
 import urllib3
 
-from gradwatch_server.__main__ import DEFAULT_PORT, check_channels
-from gradwatch_server.settings import Settings, default_data_dir
+from gradwatch_server.__main__ import DEFAULT_PORT, check_channels, load_settings
+from gradwatch_server.settings import default_data_dir
 
 DASHBOARD_PORT = 8471
 START_DEADLINE_S = 60.0
@@ -61,7 +61,7 @@ def up(
     Everything listens on loopback only and is kept in one folder. Ctrl-C stops it; what was
     recorded stays. For a team, see deploy/.
     """
-    settings = Settings.load()
+    settings = load_settings()
     channels = [*notify, *settings.channels]
     check_channels(channels)
     port = port or free_port(DEFAULT_PORT)

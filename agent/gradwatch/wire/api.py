@@ -94,7 +94,7 @@ class Heatmap(Answer, frozen=True, kw_only=True):
         return np.frombuffer(self.steps_bytes, dtype="<i8")
 
     def _grid(self, data: bytes, dtype: str) -> NDArray[Any]:
-        return np.frombuffer(data, dtype=dtype).reshape(len(self.layers), -1)
+        return np.frombuffer(data, dtype=dtype).reshape(len(self.layers), len(self.steps))
 
     @property
     def low(self) -> NDArray[np.float32]:
