@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import click
 
@@ -19,8 +21,26 @@ COMMANDS = {
 EXTRA_OF = {"up": "server,dashboard", "demo": "all", "run": "torch"}
 
 
+class Handover(BaseException):
+    """Raised by a command to run something once the command line is done with.
+
+    A script's exceptions and exit status are its own; click would make "Aborted!" of some.
+    """
+
+    def __init__(self, start: Callable[[], None]) -> None:
+        super().__init__()
+        self.start = start
+
+
 class Commands(click.Group):
     """Commands by entry point, so that the agent never imports the server."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except Handover as handover:
+            start = handover.start
+        return start()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

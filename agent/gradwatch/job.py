@@ -21,6 +21,9 @@ from gradwatch.wire.frame import Record, RunEnd, RunInfo
 
 # A frame waits this long for what `log` adds to it, then goes without.
 STALE_S = 0.5
+# A configuration is shown, not computed with: what is deeper or longer is cut short.
+MAX_CONFIG_DEPTH = 8
+MAX_CONFIG_TEXT = 10_000
 
 
 class Job:
@@ -33,9 +36,11 @@ class Job:
         self.finished = False
         self._pid = os.getpid()
         self._watches: dict[int, OptimizerWatch] = {}
+        self._names: set[str] = set()
         self._pending: dict[str, PendingFrame] = {}
         self._latest = ""  # the optimizer that stepped last: what `log` speaks of
         self._early: dict[str, Callable[[], float]] = {}  # logged before its step
+        self._logged_first: set[str] = set()  # names that the script logs before it steps
         self._charged_s = 0.0
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
 
@@ -69,7 +74,11 @@ class Job:
 
     def open_frame(self, frame: PendingFrame) -> None:
         """A step was taken: its frame waits for `log`, and the one before goes out."""
-        self._send(self._pending.pop(frame.optimizer, None))
+        before = self._pending.get(frame.optimizer)
+        if before is not None:
+            self._send(before)
+        elif not self._latest:
+            self._logged_first.update(self._early)
         frame.scalars.update(self._early)
         self._early = {}
         self._latest = frame.optimizer
@@ -77,14 +86,19 @@ class Job:
 
     def say(self, record: Record) -> None:
         """Send a record that is complete."""
-        self.outlet.submit(lambda: (record,))
+        self.outlet.submit(lambda: (record,), always=True)
 
     def log(self, values: Mapping[str, float | Tensor]) -> None:
-        """Add scalars to the step they belong to: the last one, or the next if it has them."""
+        """Add scalars to the step they belong to.
+
+        That is the last one, or the next: if the last one has this scalar already, or if the
+        script had logged it before its very first step.
+        """
         pending = self._pending.get(self._latest)
         for name, value in values.items():
             reader = read_scalar(value)
-            if pending is not None and name not in pending.scalars:
+            late = name not in self._logged_first
+            if late and pending is not None and pending.open and name not in pending.scalars:
                 pending.scalars[name] = reader
             else:
                 self._early[name] = reader
@@ -101,31 +115,33 @@ class Job:
             return True
         for watch in self._watches.values():
             watch.remove()
-        for pending in list(self._pending.values()):
+        self._watches.clear()
+        for pending in self._pending.values():
             self._send(pending)
-        self._pending.clear()
         self.say(RunEnd(rank=self.rank, time=time.time(), status=status, reason=reason[:2000]))
         self.finished = True
         return self.outlet.close()
 
-    def _send(self, pending: PendingFrame | None) -> None:
-        if pending is not None and not pending.empty:
+    def _send(self, pending: PendingFrame) -> None:
+        """In either thread, whichever is first."""
+        if pending.claim() and not pending.empty:
             self.outlet.submit(lambda: (pending.frame(self.rank),))
 
     def _send_stale(self) -> None:
         """In the sending thread: let no frame wait for a loss that may never be logged."""
         now = time.monotonic()
-        for name, pending in list(self._pending.items()):
-            if now - pending.opened_at > STALE_S and self._pending.pop(name, None) is pending:
+        for pending in list(self._pending.values()):
+            if now - pending.opened_at > STALE_S:
                 self._send(pending)
 
     def _unique_name(self, kind: str) -> str:
-        taken = {watch.name for watch in self._watches.values()}
+        """Never given twice in a run: steps are counted, and stored, by it."""
         number = 2
         name = kind
-        while name in taken:
+        while name in self._names:
             name = f"{kind}-{number}"
             number += 1
+        self._names.add(name)
         return name
 
 
@@ -137,25 +153,32 @@ def make_run_info(
 
     return RunInfo(
         id=identity.run,
-        project=settings.project,
-        name=name,
+        project=_text(settings.project, 200),
+        name=_text(name, 200),
         started_at=time.time(),
         world_size=identity.world_size,
-        config={str(key): _plain_value(value) for key, value in config.items()},
-        tags=tags,
-        host=os.uname().nodename,
+        config={_text(key): _plain_value(value) for key, value in config.items()},
+        tags=[_text(tag, 200) for tag in tags if tag][:100],
+        host=_text(os.uname().nodename, 200),
         agent_version=__version__,
     )
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: Any, depth: int = 0) -> Any:
     """A configuration's value as JSON can carry it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain_value(item) for item in value]
-    return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, int) and abs(value) < 2**63:
+        return int(value)
+    if isinstance(value, Mapping) and depth < MAX_CONFIG_DEPTH:
+        return {_text(key): _plain_value(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset) and depth < MAX_CONFIG_DEPTH:
+        return [_plain_value(item, depth + 1) for item in value]
+    return _text(value)
+
+
+def _text(value: Any, limit: int = MAX_CONFIG_TEXT) -> str:
+    """As UTF-8 can carry it: a path may hold bytes that are no text."""
+    return str(value)[:limit].encode("utf-8", "replace").decode("utf-8")

@@ -82,8 +82,8 @@ def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
     taken: set[str] = set()
     for model in models:
         names = [
-            (_clean(model, prefix, key), parameter, module)
-            for prefix, module in model.named_modules()
+            (f"{path}{key}", parameter, module)
+            for path, module in _clean_paths(model)
             for key, parameter in module.named_parameters(recurse=False)
         ]
         clash = any(name in taken for name, _, _ in names)
@@ -97,14 +97,18 @@ def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
         yield Layer(first, parameter, module, tuple(others))
 
 
-def _clean(model: nn.Module, prefix: str, key: str) -> str:
-    parts = [part for part in prefix.split(".") if part and part not in WRAPPER_PARTS]
-    wrapped = model
-    while type(wrapped).__name__ == "OptimizedModule":
-        wrapped = wrapped.get_submodule("_orig_mod")
-    if type(wrapped).__name__ in PARALLEL_WRAPPERS and parts[:1] == ["module"]:
-        parts = parts[1:]
-    return ".".join([*parts, key])
+def _clean_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its path, as "encoder.0.", without what wrappers put into it."""
+    paths = {"": ""}
+    wrappers: set[str] = set()
+    for prefix, module in model.named_modules():
+        if prefix:
+            above, _, part = prefix.rpartition(".")
+            added = part in WRAPPER_PARTS or (above in wrappers and part == "module")
+            paths[prefix] = paths[above] if added else f"{paths[above]}{part}."
+        if type(module).__name__ in PARALLEL_WRAPPERS:
+            wrappers.add(prefix)
+        yield paths[prefix], module
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -126,6 +130,8 @@ def owning_models(parameters: Sequence[Tensor]) -> list[nn.Module]:
     modules: list[nn.Module] = [
         candidate for candidate in gc.get_objects() if issubclass(type(candidate), nn.Module)
     ]
+    # A module whose __init__ has not run, or failed, has no children to ask for.
+    modules = [module for module in modules if "_modules" in vars(module)]
     inner = {id(child) for module in modules for child in module.children()}
     holders = [
         module

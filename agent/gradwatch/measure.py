@@ -138,7 +138,7 @@ class Meter:
         half = [gradient if _wide(gradient) else gradient.float() for gradient in gradients]
         extremes = [torch.aminmax(gradient) for gradient in half]
         samples = [_sample(gradient) for gradient in half]
-        weights = [_plain(parameters[layer]) for layer in present]
+        weights = [plain(parameters[layer]) for layer in present]
         rows = _norm_rows(gradients) | {
             "l1": _stack([torch.linalg.vector_norm(gradient, 1) for gradient in half]),
             "sum": _stack([gradient.sum() for gradient in half]),
@@ -185,7 +185,7 @@ def read_scalar(value: float | Tensor) -> Callable[[], float]:
     if not isinstance(value, Tensor):
         number = float(value)
         return lambda: number
-    taken = _plain(value).reshape(-1)[0].double()
+    taken = plain(value).reshape(-1)[0].double()
     host = _to_host(taken.clone())
     copied = _copy_event(value.device)
 
@@ -217,14 +217,14 @@ def _gradients(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
         gradient = parameter.grad
         if gradient is None:
             continue
-        gradient = _plain(gradient)
+        gradient = plain(gradient)
         if gradient.numel():
             present.append(layer)
             gradients.append(gradient)
     return present, gradients
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, dense and real. Implicit zeros of a sparse one are left out."""
     plain = tensor.detach()
     if hasattr(plain, "to_local"):

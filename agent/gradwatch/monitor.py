@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from gradwatch.notice import say
 from gradwatch.settings import Settings, default_run_name
 
 _current: Job | None = None
+MAX_SCALAR_NAME = 200
+T = TypeVar("T")
+
+_begun = 0  # runs that this process has recorded or is recording
 
 
 class Monitor:
@@ -45,10 +49,7 @@ class Monitor:
         Raises TypeError for a value that is neither a number nor a one-element tensor.
         """
         for name, value in values.items():
-            if not isinstance(value, Tensor) and not hasattr(value, "__float__"):
-                raise TypeError(f"log({name}=...) takes a number or a tensor, not {type(value)}")
-            if isinstance(value, Tensor) and value.numel() != 1:
-                raise TypeError(f"log({name}=...) takes one number, not shape {tuple(value.shape)}")
+            _check_scalar(name, value)
         if self._job and self._job.alive:
             self._job.log(values)
 
@@ -62,7 +63,12 @@ class Monitor:
         return total
 
     def finish(self, status: str = "finished", reason: str = "") -> None:
-        """Send what is left and end the run. Calling it twice is fine."""
+        """Send what is left and end the run. Calling it twice is fine.
+
+        status: "finished" or "failed", with the reason.
+        """
+        if status not in ("finished", "failed"):
+            raise ValueError(f"status is 'finished' or 'failed', not {status!r}")
         if self._job:
             _finish(self._job, status, reason)
 
@@ -103,14 +109,8 @@ def watch(
     0 lifts the limit. A second call joins the run that is being recorded, as for a GAN's two
     networks. Raises TypeError or SettingError for arguments that cannot be used, nothing later.
     """
-    models = [model] if isinstance(model, nn.Module) else list(model)
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    for item in models:
-        if not isinstance(item, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"watch() takes a torch.nn.Module first, not {type(item).__name__}")
-    for item in optimizers:
-        if not isinstance(item, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"watch() takes a torch optimizer second, not {type(item).__name__}")
+    models = _each(model, nn.Module, "a torch.nn.Module first")
+    optimizers = _each(optimizer, torch.optim.Optimizer, "a torch optimizer second")
     settings = Settings.load(
         {
             "project": project,
@@ -129,16 +129,28 @@ def watch(
     return Monitor(job)
 
 
+def _each(given: T | Sequence[T], kind: type[T], wanted: str) -> list[T]:
+    """One or several, as a list. A ModuleList is one module, though it can be iterated."""
+    items = [given] if isinstance(given, kind) else given
+    if not isinstance(items, Iterable):
+        raise TypeError(f"watch() takes {wanted}, not {type(items).__name__}")
+    for item in items:
+        if not isinstance(item, kind):
+            raise TypeError(f"watch() takes {wanted}, not {type(item).__name__}")
+    return list(items)
+
+
 def current_job(
     settings: Settings, config: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
 ) -> Job | None:
     """The run that this process records, begun now if there is none; None when disabled."""
-    global _current
+    global _current, _begun
     if settings.disabled:
         return None
     if _current is not None and _current.alive:
         return _current
-    identity = identify(settings.run_id)
+    identity = identify(settings.run_id, earlier_runs=_begun)
+    _begun += 1
     name = settings.name or default_run_name()
     run = make_run_info(identity, settings, name, config or {}, list(tags))
     _current = Job(run, identity, settings)
@@ -152,6 +164,17 @@ def current_job(
                 f"{settings.spool_dir}; `gradwatch sync` sends it later"
             )
     return _current
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    if not 1 <= len(name) <= MAX_SCALAR_NAME:
+        raise TypeError(f"log() takes names of 1 to {MAX_SCALAR_NAME} characters, not {name!r}")
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_meta:
+            raise TypeError(f"log({name}=...) takes one number, not shape {tuple(value.shape)}")
+    elif not hasattr(value, "__float__") or getattr(value, "size", 1) != 1:
+        kind = type(value).__name__
+        raise TypeError(f"log({name}=...) takes a number or a one-element tensor, not {kind}")
 
 
 def _finish(job: Job, status: str, reason: str) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gradwatch.notice import say
+from gradwatch.notice import say, told
 from gradwatch.settings import Settings
 from gradwatch.spool import Spool, SpoolFullError
 from gradwatch.transport import Outcome, Transport, Verdict
@@ -49,6 +49,7 @@ class Outlet:
         self._transport = Transport(settings.url, settings.token) if settings.url else None
         self._spool: Spool | None = None
         self._introduced = False
+        self._manifests_owed = False  # the collector may lack some, which no batch on its way has
         self._manifests: dict[tuple[str, int], bytes] = {}
         self._queue: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
         self._encoded: list[bytes] = []
@@ -57,12 +58,17 @@ class Outlet:
         self._try_at = 0.0
         self._reported: collections.Counter[str] = collections.Counter()
         self._closing = threading.Event()
+        self._closing_at = 0.0
+        self._failed_at = -1.0  # when the collector last could not be reached
         self._thread = threading.Thread(target=self._work, name="gradwatch", daemon=True)
         self._thread.start()
 
-    def submit(self, parcel: Parcel) -> bool:
-        """Hand over without waiting; False when the queue is full and the parcel is dropped."""
-        if self._queue.qsize() >= QUEUE_LIMIT:
+    def submit(self, parcel: Parcel, always: bool = False) -> bool:
+        """Hand over without waiting; False when the queue is full and the parcel is dropped.
+
+        always: for what is rare and what frames are worth nothing without.
+        """
+        if self._queue.qsize() >= QUEUE_LIMIT and not always:
             self.drops["queue_full"] += 1
             return False
         self._queue.put(parcel)
@@ -70,6 +76,7 @@ class Outlet:
 
     def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> bool:
         """Send what is there; False when some of it could not be sent by the deadline."""
+        self._closing_at = time.monotonic()
         self._closing.set()
         self._queue.put(None)
         self._thread.join(deadline_s)
@@ -99,7 +106,7 @@ class Outlet:
             except Exception as error:
                 # The thread must outlive any fault, and its queue must not grow meanwhile.
                 self.drops["agent_error"] += 1
-                say(f"a frame was lost to an internal error: {error!r}")
+                say(f"a frame was lost to an internal error: {told(error)}")
 
     def _next_parcel(self) -> Parcel | None:
         with contextlib.suppress(queue.Empty):
@@ -120,10 +127,10 @@ class Outlet:
 
     def _flush(self) -> None:
         self._report_drops()
-        if self._transport and self._spool and time.monotonic() >= self._try_at:
-            self._drain()
         groups = list(split(self._encoded, BATCH_BYTES))
         self._encoded, self._encoded_bytes = [], 0
+        if self._transport and self._spool and time.monotonic() >= self._try_at:
+            self._drain()
         for group in groups:
             body = pack(group)
             # While older batches wait on disk, newer ones queue up behind them.
@@ -131,7 +138,8 @@ class Outlet:
                 self._keep(body, len(group))
 
     def _report_drops(self) -> None:
-        fresh = self.drops - self._reported
+        # The training thread counts too: a copy of a dict is one instruction, a difference is not.
+        fresh = collections.Counter(dict(self.drops)) - self._reported
         if fresh:
             self._reported += fresh
             record = Drops(rank=self.rank, time=time.time(), counts=dict(fresh))
@@ -146,17 +154,22 @@ class Outlet:
         outcome = self._transport.deliver(self.run.id, body)
         if outcome.verdict is Verdict.UNKNOWN_RUN:
             # The collector lost its database: introduce the run and its layers again.
+            self._manifests_owed = True
             if not self._introduce(self._transport):
                 return False
             outcome = self._transport.deliver(self.run.id, body)
         return self._settle(outcome)
 
     def _introduce(self, transport: Transport) -> bool:
-        self._introduced = self._settle(transport.introduce(self.run))
-        if self._introduced and self._manifests:
-            body = pack(list(self._manifests.values()))
-            return self._settle(transport.deliver(self.run.id, body))
-        return self._introduced
+        if not self._settle(transport.introduce(self.run)):
+            return False
+        if self._manifests_owed:
+            for group in split(self._manifests.values(), BATCH_BYTES):
+                if not self._settle(transport.deliver(self.run.id, pack(group))):
+                    return False
+            self._manifests_owed = False
+        self._introduced = True
+        return True
 
     def _settle(self, outcome: Outcome) -> bool:
         """Account for an outcome; True when the request is dealt with."""
@@ -165,14 +178,13 @@ class Outlet:
             self._try_at = 0.0
             if outcome.rejected:
                 self.drops["rejected"] += outcome.rejected
-                say(f"the collector refused some records: {outcome.reason}")
-            elif outcome.verdict is Verdict.REFUSED:
-                self.drops["refused"] += 1
-                say(f"the collector refused a batch: {outcome.reason}")
+            if outcome.rejected or outcome.verdict is Verdict.REFUSED:
+                say(f"the collector refused something: {outcome.reason}")
             return True
         wait = outcome.retry_after_s or self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
-        self._try_at = time.monotonic() + wait
+        self._failed_at = time.monotonic()
+        self._try_at = self._failed_at + wait
         say(f"{outcome.reason}; keeping frames on disk and trying again")
         return False
 
@@ -182,8 +194,14 @@ class Outlet:
         assert spool is not None
         started = time.monotonic()
         for segment in spool.segments:
-            if not self._deliver(segment.read_bytes()):
-                return
+            try:
+                body = segment.read_bytes()
+            except OSError as error:
+                self.drops["disk"] += 1
+                say(f"cannot read frames back from disk: {told(error)}")
+            else:
+                if not self._deliver(body):
+                    return
             spool.remove(segment)
             if time.monotonic() - started > FLUSH_EVERY_S and not self._closing.is_set():
                 return
@@ -200,14 +218,20 @@ class Outlet:
                     self._spool.append(pack(group))
             self._spool.append(body)
         except SpoolFullError:
-            self.drops["spool_full"] += records
+            self._lose(records, "spool_full")
             say(f"the spool has reached its limit of {self._settings.spool_limit_mb} MB")
         except OSError as error:
-            self.drops["disk"] += records
-            say(f"cannot keep frames on disk: {error}")
+            self._lose(records, "disk")
+            say(f"cannot keep frames on disk: {told(error)}")
+
+    def _lose(self, records: int, reason: str) -> None:
+        self.drops[reason] += records
+        # There may have been a manifest among them, which later frames are worth nothing without.
+        self._introduced, self._manifests_owed = False, True
 
     def _end(self) -> None:
-        if self._spool and self._transport:
+        # One more try, but no second wait for a collector that has just been seen not to answer.
+        if self._spool and self._transport and self._failed_at < self._closing_at:
             self._try_at = 0.0
             self._drain()
         if self._spool:

@@ -24,6 +24,7 @@ class PendingFrame:
         self.opened_at = time.monotonic()
         self.scalars: dict[str, Callable[[], float]] = {}
         self._time = time.time()
+        self._tickets = [None]
         self._manifest = manifest
         self._reading = reading
         self._measured: dict[str, float] = {} if math.isnan(lr) else {"lr": lr}
@@ -32,6 +33,19 @@ class PendingFrame:
     def empty(self) -> bool:
         """Nothing measured and nothing logged: not worth a frame."""
         return self._reading is None and not self.scalars
+
+    @property
+    def open(self) -> bool:
+        """Whether what is logged now can still travel with it."""
+        return bool(self._tickets)
+
+    def claim(self) -> bool:
+        """True for the first caller alone, who is to send it; popping a list is one instruction."""
+        try:
+            self._tickets.pop()
+        except IndexError:
+            return False
+        return True
 
     def measured(self, name: str, value: float) -> None:
         """Add a number of the agent's own."""

@@ -12,9 +12,10 @@ import click
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from gradwatch.cli import Handover
 from gradwatch.monitor import current_job
-from gradwatch.notice import say
-from gradwatch.settings import Settings
+from gradwatch.notice import say, told
+from gradwatch.settings import SettingError, Settings
 
 
 @click.command(
@@ -44,22 +45,33 @@ def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -
     gradwatch run -m package.train
     torchrun --nproc-per-node 2 -m gradwatch run train.py
     """
-    settings = Settings.load(options)
+    try:
+        settings = Settings.load(options)
+    except SettingError as error:
+        raise click.UsageError(str(error)) from None
+    if not module and not Path(script).is_file():
+        raise click.ClickException(f"there is no script {script!r} here")
     for name, value in options.items():
         if value is not None:
             # A later gradwatch.watch in the script joins this run, with these settings.
             os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
-    sys.argv = [script, *arguments]
     if not settings.disabled:
         register_optimizer_step_pre_hook(_attach_to(settings))
+    raise Handover(lambda: _start(module, script, arguments))
+
+
+def _start(module: bool, script: str, arguments: tuple[str, ...]) -> None:
+    """Run the script as `python script` and `python -m script` do."""
+    sys.argv = [script, *arguments]
+    folder = os.getcwd() if module else str(Path(script).resolve().parent)
+    if sys.flags.safe_path:
+        sys.path.insert(0, folder)
+    else:
+        sys.path[0] = folder  # there stands the folder of this command
     if module:
-        sys.path.insert(0, os.getcwd())
         runpy.run_module(script, run_name="__main__", alter_sys=True)
-        return
-    if not Path(script).is_file():
-        raise click.ClickException(f"there is no script {script!r} here")
-    sys.path.insert(0, str(Path(script).resolve().parent))
-    runpy.run_path(script, run_name="__main__")
+    else:
+        runpy.run_path(script, run_name="__main__")
 
 
 def _attach_to(settings: Settings) -> Any:
@@ -71,6 +83,6 @@ def _attach_to(settings: Settings) -> Any:
             if job is not None and not job.watched(optimizer):
                 job.watch(optimizer, None)
         except Exception as error:
-            say(f"cannot watch {type(optimizer).__name__}: {error!r}")
+            say(f"cannot watch {type(optimizer).__name__}: {told(error)}")
 
     return attach

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,44 +52,59 @@ class Settings:
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
-            text = environ.get(PREFIX + field.name.upper())
-            if given.get(field.name) is not None:
-                values[field.name] = given[field.name]
-            elif text is not None:
-                values[field.name] = _parse(field.name, text, type(field.default))
-        settings = cls(**values)
-        settings._check()
-        return settings
-
-    def _check(self) -> None:
-        for name in ("norm_every", "detail_every", "spool_limit_mb"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if not 0 <= self.overhead_budget <= 1:
-            raise SettingError(
-                f"overhead_budget is a share from 0 to 1, not {self.overhead_budget}"
-            )
-        if self.url and not self.url.startswith(("http://", "https://")):
-            raise SettingError(f"url must start with http:// or https://, not {self.url!r}")
-        if self.run_id and not _is_run_id(self.run_id):
-            raise SettingError(f"run_id must be 32 hexadecimal digits, not {self.run_id!r}")
+            name, variable = field.name, PREFIX + field.name.upper()
+            # A variable that is set to nothing, as compose files do, is not set.
+            text = environ.get(variable, "").strip()
+            if given.get(name) is not None:
+                values[name] = _checked(name, name, given[name], type(field.default))
+            elif text:
+                values[name] = _checked(name, variable, text, type(field.default))
+        return cls(**values)
 
 
 def default_run_name() -> str:
     """The training script's name, which is what people call their run before they name it."""
-    script = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else ""
-    return script if script not in ("", "-c", "-m") else "notebook"
+    script = Path(sys.argv[0]) if sys.argv else Path()
+    name = script.parent.name if script.name == "__main__.py" else script.name
+    return name if name not in ("", "-c", "-m") else "notebook"
 
 
 def _is_run_id(text: str) -> bool:
     return len(text) == 32 and all(digit in "0123456789abcdef" for digit in text)
 
 
-def _parse(name: str, text: str, kind: type) -> Any:
+# What a value must be, beside its type, and how to say so.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "norm_every": (lambda steps: steps >= 1, "must be 1 or more"),
+    "detail_every": (lambda steps: steps >= 1, "must be 1 or more"),
+    "spool_limit_mb": (lambda size: size >= 1, "must be 1 or more"),
+    "overhead_budget": (lambda share: 0 <= share <= 1, "is a share from 0 to 1"),
+    "url": (
+        lambda url: not url or url.startswith(("http://", "https://")),
+        "must start with http:// or https://",
+    ),
+    "token": (lambda token: token.isascii() and token.isprintable(), "must be plain text"),
+    "project": (bool, "must not be empty"),
+    "run_id": (_is_run_id, "must be 32 hexadecimal digits"),
+}
+KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _checked(name: str, where: str, value: Any, kind: type) -> Any:
+    """A value as its field's type. `where` is the keyword or variable that gave it."""
+    # A token is a secret: it is not repeated where logs are kept.
+    shown = "the one given" if name == "token" else repr(value)
     try:
-        if kind is bool:
-            return text.strip().lower() in ("1", "true", "yes", "on")
-        return kind(text)
-    except ValueError:
-        variable = PREFIX + name.upper()
-        raise SettingError(f"{variable}={text!r} is not a {kind.__name__}") from None
+        parsed = str(value).lower() in YES if kind is bool else kind(value)
+        # int(2.5) is 2, which nobody asked for.
+        if (kind is int and parsed != float(value)) or (
+            kind is bool and not parsed and str(value).lower() not in NO
+        ):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        raise SettingError(f"{where} must be {KINDS.get(kind, 'text')}, not {shown}") from None
+    holds, wanted = RULES.get(name, (lambda _: True, ""))
+    if not holds(parsed):
+        raise SettingError(f"{where} {wanted}, not {shown}")
+    return parsed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,15 @@ class Spool:
         """A new folder below `root` for this process."""
         folder = root / f"{run.id}-{rank}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
-        lock = _lock(folder)
-        assert lock is not None
-        _write(folder / RUN_FILE, msgspec.msgpack.encode(run))
-        return cls(folder, lock, limit_bytes)
+        try:
+            lock = _lock(folder)
+            assert lock is not None
+            _write(folder / RUN_FILE, msgspec.msgpack.encode(run))
+            return cls(folder, lock, limit_bytes)
+        except OSError:
+            # A full disk may still take empty folders, one at every attempt.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     @classmethod
     def open(cls, folder: Path) -> Spool | None:
@@ -79,10 +85,11 @@ class Spool:
         self._bytes += len(body)
 
     def remove(self, segment: Path) -> None:
-        """Forget a batch that was acknowledged."""
-        self._bytes -= segment.stat().st_size
-        segment.unlink()
+        """Forget a batch that was acknowledged. If its file cannot go, it is but sent once more."""
         self._segments.remove(segment)
+        with contextlib.suppress(OSError):
+            self._bytes -= segment.stat().st_size
+            segment.unlink()
 
     def close(self) -> None:
         """Let go of the folder, and remove it when nothing is left to send."""
@@ -105,9 +112,14 @@ def spooled(root: Path) -> Iterator[Path]:
 def _write(path: Path, content: bytes) -> None:
     """All of the file or none of it, whenever the process is killed."""
     temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _lock(folder: Path) -> IO[bytes] | None:

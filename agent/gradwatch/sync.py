@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from gradwatch.settings import Settings
+from gradwatch.notice import told
+from gradwatch.settings import SettingError, Settings
 from gradwatch.spool import Spool, spooled
 from gradwatch.transport import Outcome, Transport, Verdict
 
@@ -26,7 +28,10 @@ def sync(url: str | None, token: str | None, spool: str | None) -> None:
     Safe to interrupt and to repeat: a batch leaves the disk once the collector has it, and the
     collector stores each frame once. Runs that are still being recorded are left alone.
     """
-    settings = Settings.load({"url": url, "token": token, "spool": spool})
+    try:
+        settings = Settings.load({"url": url, "token": token, "spool": spool})
+    except SettingError as error:
+        raise click.UsageError(str(error)) from None
     if not settings.url:
         raise click.UsageError("name the collector: --url http://host:8470, or set GRADWATCH_URL")
     folders = list(spooled(settings.spool_dir))
@@ -39,11 +44,15 @@ def sync(url: str | None, token: str | None, spool: str | None) -> None:
 
 
 def _send(folder: Path, transport: Transport) -> None:
-    spool = Spool.open(folder)
-    if spool is None:
+    try:
+        spool = Spool.open(folder)
+        run = spool.run if spool else None
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        click.echo(f"{folder.name}: cannot be read ({told(error)}), left alone", err=True)
+        return
+    if spool is None or run is None:
         click.echo(f"{folder.name}: still being recorded, left alone")
         return
-    run = spool.run
     label = f"{run.name} ({run.id[:8]})"
     try:
         _insist(transport.introduce, run)

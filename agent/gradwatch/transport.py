@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 import msgspec
 import urllib3
 
 from gradwatch.wire.api import Problem
-from gradwatch.wire.codec import CONTENT_TYPE
+from gradwatch.wire.codec import CONTENT_TYPE, BatchError, count_records, halve
 from gradwatch.wire.frame import Receipt, RunInfo
 
-CONNECT_TIMEOUT_S = 2.0
-READ_TIMEOUT_S = 15.0
+# Together less than the time that the end of a run may take, so that what could not be sent by then
+# is on disk. The first is also the time to send a request's body.
+CONNECT_TIMEOUT_S = 4.0
+READ_TIMEOUT_S = 5.0
 # A collector that says no (401, 403) is asked again this rarely: somebody must act first.
 REFUSED_RETRY_S = 30.0
+# Whatever it asks for, a collector is tried again this soon.
+MAX_RETRY_AFTER_S = 300.0
+MAX_ANSWER_BYTES = 4 << 20
+
+T = TypeVar("T")
 
 
 class Verdict(Enum):
@@ -24,6 +33,7 @@ class Verdict(Enum):
     STORED = "stored"
     RETRY = "try again later"
     UNKNOWN_RUN = "introduce the run first"
+    TOO_LARGE = "to be sent in parts"
     REFUSED = "never to be sent again"
 
 
@@ -53,8 +63,22 @@ class Transport:
         return self._send("PUT", f"/api/v1/runs/{run.id}", msgspec.json.encode(run))
 
     def deliver(self, run: str, body: bytes) -> Outcome:
-        """Send one batch."""
-        return self._send("POST", f"/api/v1/runs/{run}/records", body)
+        """Send one batch; in halves where a proxy takes no requests of its size."""
+        outcome = self._send("POST", f"/api/v1/runs/{run}/records", body)
+        if outcome.verdict is Verdict.TOO_LARGE:
+            halves = _records_of(body, halve)
+            if not halves:
+                return replace(outcome, verdict=Verdict.REFUSED, rejected=1)
+            rejected = 0
+            for half in halves:
+                outcome = self.deliver(run, half)
+                if outcome.verdict not in (Verdict.STORED, Verdict.REFUSED):
+                    return outcome
+                rejected += outcome.rejected
+            return replace(outcome, rejected=rejected)
+        if outcome.verdict is Verdict.REFUSED:
+            return replace(outcome, rejected=_records_of(body, count_records) or 1)
+        return outcome
 
     def close(self) -> None:
         self._pool.clear()
@@ -64,13 +88,26 @@ class Transport:
         if method == "PUT":
             headers = headers | {"Content-Type": "application/json"}
         try:
-            response = self._pool.request(method, self.url + path, body=body, headers=headers)
+            response = self._pool.request(
+                method, self.url + path, body=body, headers=headers, preload_content=False
+            )
+            answer = response.read(MAX_ANSWER_BYTES)
+            response.drain_conn() if len(answer) < MAX_ANSWER_BYTES else response.close()
+            response.release_conn()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             return Outcome(Verdict.RETRY, f"no answer from {self.url} ({type(error).__name__})")
-        return _outcome(response.status, response.headers.get("Retry-After"), response.data)
+        return _outcome(response.status, response.headers.get("Retry-After", ""), answer)
 
 
-def _outcome(status: int, retry_after: str | None, data: bytes) -> Outcome:
+def _records_of(body: bytes, ask: Callable[[bytes], T]) -> T | None:
+    """None for a body that a failing disk has spoilt."""
+    try:
+        return ask(body)
+    except BatchError:
+        return None
+
+
+def _outcome(status: int, retry_after: str, data: bytes) -> Outcome:
     if status in (200, 201):
         return _received(data)
     problem = _problem(data)
@@ -83,8 +120,11 @@ def _outcome(status: int, retry_after: str | None, data: bytes) -> Outcome:
     if status in (401, 403):
         return Outcome(Verdict.RETRY, reason, REFUSED_RETRY_S)
     if status in (408, 425, 429) or status >= 500 or status < 400:
-        wait = float(retry_after) if retry_after and retry_after.isdigit() else None
+        known = retry_after.isdecimal()  # it may also be a date
+        wait = min(float(retry_after), MAX_RETRY_AFTER_S) if known else None
         return Outcome(Verdict.RETRY, reason, wait)
+    if status == 413:
+        return Outcome(Verdict.TOO_LARGE, reason)
     return Outcome(Verdict.REFUSED, reason)
 
 

@@ -18,8 +18,8 @@ from gradwatch.layers import (
     named_layers,
     owning_models,
 )
-from gradwatch.measure import Meter, Reading
-from gradwatch.notice import say
+from gradwatch.measure import Meter, Reading, plain
+from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
 from gradwatch.pending import PendingFrame
 from gradwatch.wire.frame import MAX_LAYERS, Manifest
@@ -52,7 +52,7 @@ class OptimizerWatch:
         self.name = name
         self.step = 0
         self._job = job
-        self._optimizer = weakref.ref(optimizer)
+        self._optimizer = weakref.ref(optimizer, self._forget)
         self._models = None if models is None else [weakref.ref(model) for model in models]
         self._layers: list[Layer] = []
         self._signature: list[tuple[int, bool]] = []
@@ -95,18 +95,25 @@ class OptimizerWatch:
         self._dirty = True
 
     def remove(self) -> None:
-        """Take every hook away."""
+        """Take every hook away, and let go of the model."""
         for hook in self._hooks:
             hook.remove()
         if self._order is not None:
             self._order.read(())
+        self._forget()
+
+    def _forget(self, _: object = None) -> None:
+        """The optimizer is gone or finished with: keep none of its tensors alive."""
+        self._layers, self._signature = [], []
+        self._sentinel = None
+        self._meter = Meter(())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not _closure(args, kwargs):
+        if not _has_closure(optimizer, args, kwargs):
             self._guarded_observe(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if _closure(args, kwargs):
+        if _has_closure(optimizer, args, kwargs):
             self._guarded_observe(optimizer)
 
     def _guarded_observe(self, optimizer: torch.optim.Optimizer) -> None:
@@ -118,7 +125,7 @@ class OptimizerWatch:
         except Exception as error:
             self._faults += 1
             self._job.outlet.drops["agent_error"] += 1
-            say(f"could not record a step of {self.name}: {error!r}")
+            say(f"could not record a step of {self.name}: {told(error)}")
 
     @torch.no_grad()
     def _observe(self, optimizer: torch.optim.Optimizer) -> None:
@@ -161,7 +168,8 @@ class OptimizerWatch:
         gradient = self._sentinel.grad if self._sentinel is not None else None
         if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
             return False
-        before, self._broken = self._broken, not math.isfinite(gradient.sum().item())
+        # This rank's part alone: the sum of a DTensor would be a collective.
+        before, self._broken = self._broken, not math.isfinite(plain(gradient).sum().item())
         return self._broken and not before
 
     def _current_parameters(self) -> list[Tensor]:
@@ -181,7 +189,11 @@ class OptimizerWatch:
         models = self._living_models(held)
         mine = {id(tensor) for tensor in held}
         theirs = self._job.held_by_others(self)
-        layers = [layer for layer in named_layers(models) if id(layer.parameter) not in theirs]
+        layers = [
+            layer
+            for layer in named_layers(models)
+            if id(layer.parameter) in mine or id(layer.parameter) not in theirs
+        ]
         named = {id(layer.parameter) for layer in layers}
         layers += [
             Layer(f"{self.name}.parameter_{place}", tensor, None)
@@ -197,9 +209,9 @@ class OptimizerWatch:
             # Found at its first step: the next backward pass shows the order of execution.
             self._order = ExecutionOrder(layer.parameter for layer in layers)
         self._layers = layers
-        first_two = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])[:2]
-        tensors = [layer.parameter for _, layer in first_two]
-        self._sentinel = min(tensors, key=lambda tensor: tensor.numel(), default=None)
+        by_depth = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])
+        trained = [layer.parameter for _, layer in by_depth if layer.parameter.requires_grad]
+        self._sentinel = min(trained[:2], key=lambda tensor: tensor.numel(), default=None)
         self._meter = Meter(layers)
         self._dirty = False
         self._version += 1
@@ -221,9 +233,15 @@ class OptimizerWatch:
         return [model for model in (known() for known in self._models) if model is not None]
 
 
-def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a step was given a function that computes the gradients."""
-    return callable(kwargs.get("closure") or (args[0] if args else None))
+def _has_closure(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Whether a step was given a function that computes the gradients.
+
+    torch hands its hooks the optimizer too, as the first of the arguments.
+    """
+    given = [*args, kwargs.get("closure")]
+    return any(callable(item) for item in given if item is not optimizer)
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:

@@ -75,23 +75,26 @@ def decode_batch(body: bytes) -> tuple[list[Decoded], list[Rejection]]:
 
     Raises BatchError when the body is no batch, BatchTooLargeError when it is over a limit.
     """
-    content = decompress(body)
-    announced = _array_length(content)
-    if announced > MAX_RECORDS:
-        raise BatchTooLargeError(f"{announced} records in a batch; at most {MAX_RECORDS} are taken")
-    try:
-        items = _batch.decode(content)
-    except UNREADABLE as error:
-        raise BatchError(f"the body is not a msgpack array of records: {error}") from None
     good: list[Decoded] = []
     bad: list[Rejection] = []
-    for place, item in enumerate(items):
-        raw = bytes(item)
+    for place, raw in enumerate(_items(body)):
         try:
             good.append(Decoded(place, decode_record(raw), raw))
         except UNREADABLE as error:
             bad.append(Rejection(place=place, reason=str(error)))
     return good, bad
+
+
+def _items(body: bytes) -> list[bytes]:
+    """The records of a body, each as it came. Raises BatchError."""
+    content = decompress(body)
+    announced = _array_length(content)
+    if announced > MAX_RECORDS:
+        raise BatchTooLargeError(f"{announced} records in a batch; at most {MAX_RECORDS} are taken")
+    try:
+        return [bytes(item) for item in _batch.decode(content)]
+    except UNREADABLE as error:
+        raise BatchError(f"the body is not a msgpack array of records: {error}") from None
 
 
 def decode_record(raw: bytes) -> Record:
@@ -130,6 +133,18 @@ def decompress(body: bytes) -> bytes:
     if not unpacking.eof or unpacking.unused_data:
         raise BatchError("the body is not one whole zstd frame")
     return content
+
+
+def count_records(body: bytes) -> int:
+    """How many records a body says it holds. Raises BatchError."""
+    return _array_length(decompress(body))
+
+
+def halve(body: bytes) -> list[bytes]:
+    """The same records as two bodies; none when there is but one record. Raises BatchError."""
+    items = _items(body)
+    middle = len(items) // 2
+    return [pack(items[:middle]), pack(items[middle:])] if middle else []
 
 
 def _array_length(content: bytes) -> int:
