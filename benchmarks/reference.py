@@ -189,7 +189,7 @@ def attention() -> Comparison:
     def ours(params: Any) -> Any:
         w_in, w_out = params
         split = gw.matmul(x, w_in).reshape(n, t, 3, heads, d // heads).transpose(2, 0, 3, 1, 4)
-        y = gw.attention(split[0], split[1], split[2], causal=True)
+        y = gw.scaled_dot_product_attention(split[0], split[1], split[2], causal=True)
         return ((y.transpose(0, 2, 1, 3).reshape(n, t, d) @ w_out) ** 2).mean()
 
     def theirs(params: Any) -> Any:

@@ -8,7 +8,7 @@ reverse, forward, modes; then the rule tables elementwise, shapes, reductions an
 # First: the modules beneath need it and one another.
 from gradwatch_reference.tensor import Tensor  # isort: skip
 
-from gradwatch_reference import layers, nn, optim
+from gradwatch_reference import nn, optim
 from gradwatch_reference.activations import elu, gelu, leaky_relu, prelu, silu
 from gradwatch_reference.cells import gru_cell, lstm_cell, rnn_cell
 from gradwatch_reference.checking import GradientReport, gradient_check, numerical_gradient
@@ -39,8 +39,8 @@ from gradwatch_reference.elementwise import (
     where,
 )
 from gradwatch_reference.layers import (
-    attention,
-    avg_pool,
+    avg_pool1d,
+    avg_pool2d,
     batch_norm,
     conv1d,
     conv2d,
@@ -48,10 +48,19 @@ from gradwatch_reference.layers import (
     embedding,
     group_norm,
     layer_norm,
-    max_pool,
+    linear,
+    max_pool1d,
+    max_pool2d,
     rms_norm,
+    scaled_dot_product_attention,
 )
-from gradwatch_reference.losses import bce_with_logits, cross_entropy, huber, mse, nll
+from gradwatch_reference.losses import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    mse_loss,
+    nll_loss,
+)
 from gradwatch_reference.modes import (
     checkpoint,
     grad,
@@ -62,8 +71,9 @@ from gradwatch_reference.modes import (
     value_and_grad,
     vjp,
 )
+from gradwatch_reference.optim import SGD, Adam
 from gradwatch_reference.pictures import gradient_histograms, visualize_gradient_flow
-from gradwatch_reference.primitive import TABLE, Primitive, case, linear, pointwise, primitive
+from gradwatch_reference.primitive import TABLE, Primitive, case, linear_map, pointwise, primitive
 from gradwatch_reference.products import matmul
 from gradwatch_reference.reductions import (
     cumsum,
@@ -88,25 +98,31 @@ from gradwatch_reference.shapes import (
 )
 from gradwatch_reference.value import Value, Vector, dot
 
+abs, pow, concat = absolute, power, concatenate  # noqa: A001 (they go by both names)
+
 __all__ = [
+    "SGD",
     "TABLE",
+    "Adam",
     "GradientReport",
     "Primitive",
     "Tensor",
     "Value",
     "Vector",
+    "abs",
     "absolute",
     "arctan",
-    "attention",
-    "avg_pool",
+    "avg_pool1d",
+    "avg_pool2d",
     "batch_norm",
-    "bce_with_logits",
+    "binary_cross_entropy_with_logits",
     "broadcast_to",
     "case",
     "checkpoint",
     "clip",
     "clip_grad_norm",
     "clip_grad_value",
+    "concat",
     "concatenate",
     "conv1d",
     "conv2d",
@@ -128,14 +144,14 @@ __all__ = [
     "group_norm",
     "gru_cell",
     "hessian",
-    "huber",
+    "huber_loss",
     "hvp",
     "jacobian",
     "jvp",
     "layer_norm",
-    "layers",
     "leaky_relu",
     "linear",
+    "linear_map",
     "log",
     "log1p",
     "log_softmax",
@@ -143,18 +159,20 @@ __all__ = [
     "lstm_cell",
     "matmul",
     "max",
-    "max_pool",
+    "max_pool1d",
+    "max_pool2d",
     "maximum",
     "mean",
     "min",
     "minimum",
-    "mse",
-    "nll",
+    "mse_loss",
+    "nll_loss",
     "nn",
     "numerical_gradient",
     "optim",
     "pad",
     "pointwise",
+    "pow",
     "power",
     "prelu",
     "primitive",
@@ -162,6 +180,7 @@ __all__ = [
     "reshape",
     "rms_norm",
     "rnn_cell",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "sin",

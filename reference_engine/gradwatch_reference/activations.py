@@ -34,6 +34,7 @@ __all__ = [
 
 
 def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
+    """x where it is positive, slope * x elsewhere: Maas et al. (2013)."""
     return where(x > 0, x, slope * x)
 
 

@@ -101,30 +101,36 @@ def _conv(
     return y if bias is None else y + _per_channel(bias, y)
 
 
-def max_pool(
-    x: Operand, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, rank: int = 2
-) -> Tensor:
-    """The largest element of each window over the last `rank` axes; stride is `size` by default.
+def max_pool1d(x: Operand, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> Tensor:
+    """The largest element of each window of x: [..., length]; stride is `size` by default.
 
     Tied elements share the gradient evenly (torch gives it to the first).
     """
-    size = _each(size, rank)
-    padded = pad(_tensor(x), [(p, p) for p in _each(padding, rank)], value=-np.inf)
-    return max_(_windows(padded, size, stride), axis=tuple(range(-rank, 0)))
+    return max_(_windows(x, 1, size, stride, padding, -np.inf), axis=-1)
 
 
-def avg_pool(
-    x: Operand, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, rank: int = 2
+def max_pool2d(x: Operand, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> Tensor:
+    """The same over x: [..., height, width]."""
+    return max_(_windows(x, 2, size, stride, padding, -np.inf), axis=(-2, -1))
+
+
+def avg_pool1d(x: Operand, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> Tensor:
+    """The mean of each window of x: [..., length], the padding's zeros counted in."""
+    return mean(_windows(x, 1, size, stride, padding, 0.0), axis=-1)
+
+
+def avg_pool2d(x: Operand, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> Tensor:
+    """The same over x: [..., height, width]."""
+    return mean(_windows(x, 2, size, stride, padding, 0.0), axis=(-2, -1))
+
+
+def _windows(
+    x: Operand, rank: int, size: Sizes, stride: Sizes | None, padding: Sizes, border: float
 ) -> Tensor:
-    """The mean of each window over the last `rank` axes, the padding's zeros counted in."""
-    size = _each(size, rank)
-    padded = pad(_tensor(x), [(p, p) for p in _each(padding, rank)])
-    return mean(_windows(padded, size, stride), axis=tuple(range(-rank, 0)))
-
-
-def _windows(x: Tensor, size: tuple[int, ...], stride: Sizes | None) -> Tensor:
-    steps = size if stride is None else _each(stride, len(size))
-    return windows(x, size=size, stride=steps, dilation=(1,) * len(size))
+    sizes = _each(size, rank)
+    padded = pad(_tensor(x), [(p, p) for p in _each(padding, rank)], border)
+    steps = sizes if stride is None else _each(stride, rank)
+    return windows(padded, size=sizes, stride=steps, dilation=(1,) * rank)
 
 
 # ---- normalisation
@@ -209,7 +215,7 @@ def _affine(
 # ---- attention
 
 
-def attention(
+def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Array | None = None, causal: bool = False
 ) -> Tensor:
     """softmax(query key^T / sqrt(d)) value: Vaswani et al. (2017), equation 1.

@@ -14,38 +14,38 @@ from gradwatch_reference.shapes import reshape, transpose
 from gradwatch_reference.tensor import Array, Operand, Tensor, shape_of
 
 
-def mse(prediction: Tensor, target: Operand, reduction: str = "mean") -> Tensor:
+def mse_loss(prediction: Tensor, target: Operand, reduction: str = "mean") -> Tensor:
     """(prediction - target)^2; both of one shape."""
-    _same_shape("mse", prediction, target)
+    _same_shape("mse_loss", prediction, target)
     error = subtract(prediction, target)
     return _reduced(error * error, reduction)
 
 
-def huber(
+def huber_loss(
     prediction: Tensor, target: Operand, delta: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
     """e^2 / 2 where |e| <= delta, delta (|e| - delta / 2) beyond: Huber (1964)."""
-    _same_shape("huber", prediction, target)
+    _same_shape("huber_loss", prediction, target)
     error = subtract(prediction, target)
     size = absolute(error)
     loss = where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))
     return _reduced(loss, reduction)
 
 
-def bce_with_logits(
+def binary_cross_entropy_with_logits(
     logits: Tensor, target: Operand, pos_weight: Operand = 1.0, reduction: str = "mean"
 ) -> Tensor:
     """-(w y log p + (1 - y) log(1 - p)) with p = sigmoid(logits), without overflow.
 
     target: y between 0 and 1, of the same shape; pos_weight: w, broadcast to it.
     """
-    _same_shape("bce_with_logits", logits, target)
+    _same_shape("binary_cross_entropy_with_logits", logits, target)
     right = multiply(target, softplus(-logits)) * pos_weight
     wrong = subtract(1.0, target) * softplus(logits)
     return _reduced(right + wrong, reduction)
 
 
-def nll(
+def nll_loss(
     log_probabilities: Tensor,
     target: Array,
     weight: Array | None = None,
@@ -57,7 +57,7 @@ def nll(
     log_probabilities: [n, classes, ...] or [classes]; target: ints [n, ...] or [];
     weight: [classes]. A sample whose target is `ignore_index` counts for nothing.
     """
-    rows, classes, kept, shape = _by_row("nll", log_probabilities, target, ignore_index)
+    rows, classes, kept, shape = _by_row("nll_loss", log_probabilities, target, ignore_index)
     weights = _weights(rows, classes, kept, weight)
     losses = -rows[np.arange(len(classes)), classes] * weights
     return _averaged(losses, weights, reduction, shape)
@@ -71,10 +71,10 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """nll of log_softmax(logits); with label smoothing s, of the target mixed with s of uniform.
+    """nll_loss of log_softmax(logits).
 
-    logits: [n, classes, ...] or [classes]; the rest as for `nll`. Label smoothing: Szegedy et al.
-    (2016), section 7.
+    logits: [n, classes, ...] or [classes]; the rest as for `nll_loss`. label_smoothing: the share
+    of the target that is spread evenly over the classes: Szegedy et al. (2016), section 7.
     """
     rows, classes, kept, shape = _by_row("cross_entropy", logits, target, ignore_index)
     weights = _weights(rows, classes, kept, weight)

@@ -7,7 +7,7 @@ A primitive f has, for each argument, two rules that are each other's transpose:
 
 Rules are written in terms of primitives, so they can be differentiated in their turn: every
 higher order comes for free. Three constructors cover almost everything: `pointwise` (one
-derivative serves both rules), `linear` (the jvp is the primitive itself), and `primitive`.
+derivative serves both rules), `linear_map` (the jvp is the primitive itself), and `primitive`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Case(NamedTuple):
 
 
 def case(*args: Any, **params: Any) -> Case:
+    """An example call, written as the call itself; see `Case`."""
     return Case(args, params)
 
 
@@ -137,7 +138,7 @@ def primitive(
     return TABLE[name]
 
 
-def linear(name: str, value: Callable[..., Any], *vjps: Rule | None, **of: Any) -> Primitive:
+def linear_map(name: str, value: Callable[..., Any], *vjps: Rule | None, **of: Any) -> Primitive:
     """A primitive that is linear in each argument that has a vjp: its jvp is itself."""
 
     def jvp(position: int) -> Rule:

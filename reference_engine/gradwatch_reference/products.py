@@ -15,13 +15,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradwatch_reference.primitive import case, linear
+from gradwatch_reference.primitive import case, linear_map
 from gradwatch_reference.shapes import fold_windows, reshape, sum_to, swapaxes, view_windows
 from gradwatch_reference.tensor import Array, Operand, Tensor, shape_of
 
 Shape = tuple[int, ...]
 
-_matmul = linear(
+_matmul = linear_map(
     "matmul",
     np.matmul,
     lambda g, out, a, b: sum_to(_matmul(g, swapaxes(b, -1, -2)), a.shape),
@@ -122,7 +122,7 @@ def _correlate_to_weight(x: Array, y: Array, size: Shape, stride: Shape, dilatio
     return w.reshape(*w.shape[:2], channels, *size)
 
 
-correlate = linear(
+correlate = linear_map(
     "correlate",
     _correlate,
     lambda g, out, x, w, stride, dilation: _to_input(
@@ -137,7 +137,7 @@ correlate = linear(
         case((0, 1, 2, 5), (1, 3, 2, 2), stride=(1,), dilation=(1,)),
     ],
 )
-_to_input = linear(
+_to_input = linear_map(
     "correlate_to_input",
     _correlate_to_input,
     lambda g, out, y, w, spatial, stride, dilation: correlate(
@@ -151,7 +151,7 @@ _to_input = linear(
         case((2, 1, 3, 3, 2), (1, 3, 2, 2, 3), spatial=(5, 6), stride=(1, 2), dilation=(2, 1)),
     ],
 )
-_to_weight = linear(
+_to_weight = linear_map(
     "correlate_to_weight",
     _correlate_to_weight,
     lambda g, out, x, y, size, stride, dilation: _to_input(

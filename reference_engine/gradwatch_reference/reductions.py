@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradwatch_reference.primitive import case, linear, primitive
+from gradwatch_reference.primitive import case, linear_map, primitive
 from gradwatch_reference.shapes import broadcast_to, reshape
 from gradwatch_reference.tensor import Array, Axis, Operand, Tensor, shape_of
 
@@ -28,13 +28,13 @@ def _kept_shape(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in gone else n for i, n in enumerate(shape))
 
 
-_sum = linear(
+_sum = linear_map(
     "sum",
     lambda x, axis, keepdims: np.sum(x, axis=axis, keepdims=keepdims),
     lambda g, out, x, axis, keepdims: broadcast_to(_restored(g, x, axis), x.shape),
     cases=[*_CASES, case((0, 3), axis=0, keepdims=False)],
 )
-_cumsum = linear(
+_cumsum = linear_map(
     "cumsum",
     lambda x, axis: np.cumsum(x, axis),
     lambda g, out, x, axis: _reversed(_cumsum(_reversed(g, axis), axis=axis), axis),
@@ -104,14 +104,17 @@ _softmax_primitive = primitive(
 
 
 def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+    """The sum over `axis`, or over all axes."""
     return _sum(x, axis=axis, keepdims=keepdims)
 
 
 def cumsum(x: Operand, axis: int = -1) -> Tensor:
+    """The sums of the first 1, 2, ... elements along `axis`."""
     return _cumsum(x, axis=axis)
 
 
 def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The mean over `axis`, or over all axes; NaN of nothing."""
     return sum(x, axis, keepdims) / _count(x, axis)
 
 
@@ -122,6 +125,7 @@ def var(x: Operand, axis: Axis = None, keepdims: bool = False, ddof: int = 0) ->
 
 
 def std(x: Operand, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The square root of `var`; its slope is infinite where all elements are equal."""
     return var(x, axis, keepdims, ddof).sqrt()
 
 

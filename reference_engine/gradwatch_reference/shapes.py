@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gradwatch_reference.primitive import Rule, case, linear, primitive
+from gradwatch_reference.primitive import Rule, case, linear_map, primitive
 from gradwatch_reference.tensor import Array, Operand, Tensor, shape_of
 
 Shape = tuple[int, ...]
 
 # ---- broadcasting and its transpose
 
-broadcast_to_shape = linear(
+broadcast_to_shape = linear_map(
     "broadcast_to_shape",
     lambda x, shape: np.broadcast_to(x, shape),
     lambda g, out, x, shape: sum_to(g, x.shape),
@@ -31,7 +31,7 @@ def _sum_to(x: Array, shape: Shape) -> Array:
     return x.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
 
 
-sum_to_shape = linear(
+sum_to_shape = linear_map(
     "sum_to_shape",
     _sum_to,
     lambda g, out, x, shape: broadcast_to(g, x.shape),
@@ -51,19 +51,19 @@ def sum_to(x: Tensor, shape: Shape) -> Tensor:
 
 # ---- the same elements in another order
 
-_reshape = linear(
+_reshape = linear_map(
     "reshape",
     lambda x, shape: np.reshape(x, shape),
     lambda g, out, x, shape: _reshape(g, shape=x.shape),
     cases=[case((2, 3), shape=(3, 2)), case((4,), shape=(2, 1, 2)), case((0, 3), shape=(3, 0))],
 )
-_permute = linear(
+_permute = linear_map(
     "transpose",
     lambda x, axes: np.transpose(x, axes),
     lambda g, out, x, axes: _permute(g, axes=tuple(np.argsort(axes).tolist())),
     cases=[case((2, 3, 4), axes=(2, 0, 1)), case((2, 0), axes=(1, 0))],
 )
-astype = linear(
+astype = linear_map(
     "astype",
     lambda x, dtype: x.astype(dtype),
     lambda g, out, x, dtype: astype(g, dtype=x.dtype),
@@ -83,6 +83,7 @@ def transpose(x: Tensor, *axes: int | Shape) -> Tensor:
 
 
 def swapaxes(x: Tensor, a: int, b: int) -> Tensor:
+    """`x` with the axes `a` and `b` in each other's place."""
     order = list(range(x.ndim))
     order[a], order[b] = order[b], order[a]
     return _permute(x, axes=tuple(order))
@@ -100,7 +101,7 @@ def _scatter(x: Array, index: Any, shape: Shape) -> Array:
     return whole
 
 
-_take = linear(
+_take = linear_map(
     "getitem",
     lambda x, index: x[index],
     lambda g, out, x, index: scatter(g, index=index, shape=x.shape),
@@ -112,7 +113,7 @@ _take = linear(
         case((3, 4), index=(np.zeros(0, int), slice(1, 3))),
     ],
 )
-scatter = linear(
+scatter = linear_map(
     "scatter",
     _scatter,
     lambda g, out, x, index, shape: _take(g, index=index),
@@ -237,7 +238,7 @@ def fold_windows(x: Array, spatial: Shape, stride: Shape, dilation: Shape) -> Ar
     return whole
 
 
-windows = linear(
+windows = linear_map(
     "windows",
     view_windows,
     lambda g, out, x, size, stride, dilation: fold(
@@ -249,7 +250,7 @@ windows = linear(
         case((0, 4), size=(2,), stride=(1,), dilation=(1,)),
     ],
 )
-fold = linear(
+fold = linear_map(
     "fold",
     fold_windows,
     lambda g, out, x, spatial, stride, dilation: windows(

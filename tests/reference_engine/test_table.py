@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwatch_reference import TABLE, Tensor, grad, hessian, jvp, linear, pointwise, vjp
+from gradwatch_reference import TABLE, Tensor, grad, hessian, jvp, linear_map, pointwise, vjp
 
 
 def test_every_primitive_has_cases_to_be_checked_on():
@@ -19,7 +19,7 @@ def test_every_primitive_has_cases_to_be_checked_on():
 
 def test_a_primitive_without_a_case_is_refused():
     with pytest.raises(ValueError, match="triple needs at least one case"):
-        linear("triple", lambda x: 3 * x, lambda g, out, x: 3 * g, cases=[])
+        linear_map("triple", lambda x: 3 * x, lambda g, out, x: 3 * g, cases=[])
     assert "triple" not in TABLE
 
 

@@ -191,9 +191,9 @@ def test_shapes_that_do_not_fit_are_named_with_the_operation():
     with pytest.raises(ValueError, match=r"conv2d of x \(1, 3, 5, 5\) and weight \(2, 2, 3, 3\)"):
         gw.conv2d(np.ones((1, 3, 5, 5)), Tensor(np.ones((2, 2, 3, 3))))
     with pytest.raises(ValueError, match="do not fit"):
-        gw.max_pool(np.ones((1, 1, 2, 2)), 3)
-    with pytest.raises(ValueError, match=r"mse of a prediction \(2,\) and a target \(3,\)"):
-        gw.mse(Tensor([1.0, 2.0]), np.ones(3))
+        gw.max_pool2d(np.ones((1, 1, 2, 2)), 3)
+    with pytest.raises(ValueError, match=r"mse_loss of a prediction \(2,\) and a target \(3,\)"):
+        gw.mse_loss(Tensor([1.0, 2.0]), np.ones(3))
     with pytest.raises(ValueError, match=r"target must be integers of shape \(2,\)"):
         gw.cross_entropy(Tensor(np.ones((2, 3))), np.zeros(3, int))
     with pytest.raises(IndexError, match="outside the 3 classes"):

@@ -71,7 +71,7 @@ def test_a_network_of_tensors_matches_the_matrices_worked_by_hand():
     ):
         parameter.data = data
     y = nn.Sequential(first, nn.ReLU(), second)(X)
-    loss = gw.mse(y, np.array([T]))
+    loss = gw.mse_loss(y, np.array([T]))
     loss.backward()
     assert loss.item() == 0.765625
     for parameter, name in (
