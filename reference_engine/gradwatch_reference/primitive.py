@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradwatch_reference import forward
+from gradwatch_reference.loans import borrow
 from gradwatch_reference.tensor import Tensor, shape_of
 
 Rule = Callable[..., Tensor]
@@ -71,14 +72,16 @@ class Primitive:
             raise TypeError(f"{self.name} of {_describe(arrays)}: it has no complex derivative")
         try:
             array = self.value(*arrays, **params)
-        except (ValueError, TypeError, IndexError) as error:
-            raise type(error)(f"{self.name} of {_describe(arrays)}: {error}") from error
+        except (IndexError, ValueError, TypeError) as error:
+            raise _kind(error)(f"{self.name} of {_describe(arrays)}: {error}") from error
         out = Tensor.constant(array if isinstance(array, np.ndarray) else np.asarray(array))
         parents = tuple([x for x in args if isinstance(x, Tensor) and x.requires_grad])
         if parents and out.array.dtype.kind == "f":
             out.requires_grad = True
             out.primitive = self
             out.args, out.saved, out.params, out.parents = args, arrays, params, parents
+        else:
+            _pass_on_loans(out, args)
         for x in args:
             if isinstance(x, Tensor) and x.tangents:
                 forward.push(self, out, args, params)
@@ -208,6 +211,22 @@ def _rule(rules: Rules, position: int) -> Rule | None:
     if callable(rules):
         return rules(position)
     return rules[position] if position < len(rules) else None
+
+
+def _kind(error: Exception) -> type[Exception]:
+    """The plain kind of an error of numpy's, whose own kinds take other arguments."""
+    if isinstance(error, IndexError):
+        return IndexError
+    return ValueError if isinstance(error, ValueError) else TypeError
+
+
+def _pass_on_loans(out: Tensor, args: Sequence[Any]) -> None:
+    """A view of a borrowed array is on loan as well."""
+    if out.array.dtype == object:
+        raise TypeError("a Tensor and an object that is no number were put into one array")
+    for x in args:
+        if isinstance(x, Tensor) and x.fingerprint and np.may_share_memory(out.array, x.array):
+            out.array, out.fingerprint = borrow(out.array)
 
 
 def _describe(arrays: Sequence[Any]) -> str:

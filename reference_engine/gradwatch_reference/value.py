@@ -105,8 +105,8 @@ class Value:
     # ---- functions
 
     def relu(self) -> Value:
-        positive = self.data > 0  # at 0 the derivative is taken to be 0
-        return Value(self.data if positive else 0.0, (self,), (float(positive),), "relu")
+        # At 0 the derivative is taken to be 0; max in this order lets a NaN through.
+        return Value(max(self.data, 0.0), (self,), (float(self.data > 0),), "relu")
 
     def tanh(self) -> Value:
         y = math.tanh(self.data)
@@ -218,6 +218,8 @@ def _power(base: float, exponent: float) -> float:
         return math.pow(base, exponent)
     except ValueError:
         raise ValueError(f"{base} ** {exponent} is not a real number") from None
+    except OverflowError:
+        return -math.inf if base < 0 and exponent % 2 else math.inf
 
 
 def _power_by_base(base: float, exponent: float) -> float:

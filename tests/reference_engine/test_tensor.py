@@ -271,6 +271,22 @@ def test_in_place_change_of_a_large_saved_array_is_an_error_that_names_the_opera
         y.backward()
 
 
+def test_in_place_change_is_noticed_through_a_view_too():
+    array = np.random.default_rng(0).normal(size=(100, 100))
+    flat = gw.reshape(array, (10_000,))
+    y = (Tensor(2.0) * flat).sum()
+    array[0, 0] = 9.0
+    with pytest.raises(ValueError, match=r"multiply of shapes \(\), \(10000,\).*in place"):
+        y.backward()
+
+
+def test_what_is_no_number_is_refused_with_the_name_of_the_operation():
+    with pytest.raises(TypeError, match=r"add of float64\[1\] and 'one'"):
+        Tensor([1.0]) + "one"
+    with pytest.raises(TypeError, match="no number"):
+        Tensor([1.0], requires_grad=False) + gw.Value(1.0)
+
+
 def test_in_place_change_between_vjp_and_its_pullback_is_an_error():
     x = np.random.default_rng(0).normal(size=(100, 100))
     _, pullback = gw.vjp(lambda x: (x * x).sum(), x)

@@ -162,6 +162,12 @@ def test_sigmoid_and_exp_never_overflow(x: float):
     assert v.exp().data == (math.inf if x > 0 else 0.0)
 
 
+def test_powers_overflow_to_infinity_and_nan_passes_through_relu():
+    assert (Value(1e200) ** 2).data == math.inf
+    assert (Value(-1e200) ** 3).data == -math.inf
+    assert math.isnan(Value(math.nan).relu().data)
+
+
 def test_what_has_no_real_value_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"log of -1\.0"):
         Value(-1.0).log()
