@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 from collections.abc import Iterator
@@ -50,6 +51,19 @@ def test_the_drawing_in_the_guide_is_what_the_engine_draws():
     loss.backward()
     drawn = to_svg(loss, {"x": x, "w": w, "b": b, "L": loss})
     assert (DOCS / "reference" / "graph.svg").read_text(encoding="utf-8") == drawn + "\n"
+
+
+def test_the_measurements_of_the_guide_can_be_taken_again():
+    path = DOCS.parent / "examples" / "reference_costs.py"
+    spec = importlib.util.spec_from_file_location("reference_costs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    costs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    ((_, _, forward, reverse),) = costs.cost_of_modes((64,))
+    assert forward > 5 * reverse  # 64 passes against one
+    ((_, kept, checkpointed),) = costs.cost_of_memory((64,))
+    assert checkpointed < kept / 2
 
 
 def test_the_commands_named_in_the_guide_exist():

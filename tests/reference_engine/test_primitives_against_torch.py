@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from gradwatch_reference import TABLE
 
@@ -131,6 +134,26 @@ def test_the_primitive_agrees_with_torch_at_first_and_second_order(
         return theirs(*(args[i] for i in range(len(args))), **example.params)
 
     agrees_with_torch(example.f, f, example.xs)
+
+
+POINTWISE = sorted(
+    name
+    for name, primitive in TABLE.items()
+    if primitive.cases in (TABLE["exp"].cases, TABLE["add"].cases)
+)
+shapes = hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3, min_side=0, max_side=3)
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+@given(shapes=shapes, seed=st.integers(0, 99))
+@settings(max_examples=15, derandomize=True, deadline=None)
+def test_pointwise_primitives_agree_over_random_shapes(
+    agrees_with_torch: Any, name: str, shapes: Any, seed: int
+):
+    rng, primitive = np.random.default_rng(seed), TABLE[name]
+    count = 1 if primitive.cases == TABLE["exp"].cases else 2
+    xs = tuple(rng.uniform(*primitive.domain, shape) for shape in shapes.input_shapes[:count])
+    agrees_with_torch(primitive, THEIRS[name], xs)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "softplus", "tanh", "erf", "log1p"])
