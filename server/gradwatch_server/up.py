@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ import click
 import urllib3
 
 from gradwatch_server.__main__ import DEFAULT_PORT, check_channels, load_settings
-from gradwatch_server.settings import default_data_dir
+from gradwatch_server.settings import Settings, default_data_dir
 
 DASHBOARD_PORT = 8471
 START_DEADLINE_S = 60.0
@@ -34,6 +36,7 @@ WORKER_OPTIONS = [
     *("--pool", "solo", "--loglevel", "warning"),
     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
 ]
+BEAT_OPTIONS = ["--loglevel", "warning"]
 
 
 @click.command()
@@ -64,36 +67,28 @@ def up(
     settings = load_settings()
     channels = [*notify, *settings.channels]
     check_channels(channels)
-    port = port or free_port(DEFAULT_PORT)
-    if dashboard_port is None:
-        dashboard_port = free_port(DASHBOARD_PORT if port != DASHBOARD_PORT else 0)
     folder = (data or settings.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    url = f"http://127.0.0.1:{port}"
-    dashboard_url = f"http://127.0.0.1:{dashboard_port}"
-    environ = {
-        **os.environ,
-        "GRADWATCH_DATA_DIR": str(folder),
-        "GRADWATCH_NOTIFY": " ".join(channels),
-        "GRADWATCH_DASHBOARD_URL": dashboard_url,
-        # The dashboard must be let in where a token is asked for.
-        **({"GRADWATCH_TOKEN": settings.server_token} if settings.server_token else {}),
-        # The same small machine trains: the service's own arithmetic needs no thread pool.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    parts = {
-        "collector": [sys.executable, "-m", "gradwatch_server", "--port", str(port)],
-        "worker": [*CELERY, "worker", *WORKER_OPTIONS],
-        # Apart from the worker: `worker --beat` leaves its beat ticking when it is killed.
-        "beat": [*CELERY, "beat", "--loglevel", "warning", "--schedule", str(folder / "beat")],
-        "dashboard": _dashboard_command(url, dashboard_port),
-    }
-    with _one_at_a_time(folder), Parts(parts, environ, folder / "logs") as running:
+    with contextlib.ExitStack() as held:
+        held.enter_context(_one_at_a_time(folder))
         # Never before the lock: it may be another service's.
         (folder / "addresses.json").unlink(missing_ok=True)
-        running.wait_for("collector", f"{url}/readyz")
-        running.wait_for("dashboard", f"{dashboard_url}/_stcore/health")
+        with _starting_alone():
+            port = port or free_port(DEFAULT_PORT)
+            if dashboard_port is None:
+                dashboard_port = free_port(DASHBOARD_PORT if port != DASHBOARD_PORT else 0)
+            url, dashboard_url = (f"http://127.0.0.1:{number}" for number in (port, dashboard_port))
+            environ = _environment(settings, folder, channels, dashboard_url)
+            parts = {
+                "collector": [sys.executable, "-m", "gradwatch_server", "--port", str(port)],
+                "worker": [*CELERY, "worker", *WORKER_OPTIONS],
+                # Apart from the worker: `worker --beat` leaves its beat ticking when killed.
+                "beat": [*CELERY, "beat", *BEAT_OPTIONS, "--schedule", str(folder / "beat")],
+                "dashboard": _dashboard_command(url, dashboard_port),
+            }
+            running = held.enter_context(Parts(parts, environ, folder / "logs"))
+            running.wait_for("collector", f"{url}/readyz")
+            running.wait_for("dashboard", f"{dashboard_url}/_stcore/health")
         if running.stopping:
             return
         # Whoever started this service reads here where it is, once everything answers.
@@ -107,6 +102,23 @@ def up(
             "Ctrl-C stops everything."
         )
         running.watch()
+
+
+def _environment(
+    settings: Settings, folder: Path, channels: list[str], dashboard_url: str
+) -> dict[str, str]:
+    """What every part is told."""
+    return {
+        **os.environ,
+        "GRADWATCH_DATA_DIR": str(folder),
+        "GRADWATCH_NOTIFY": " ".join(channels),
+        "GRADWATCH_DASHBOARD_URL": dashboard_url,
+        # The dashboard must be let in where a token is asked for.
+        **({"GRADWATCH_TOKEN": settings.server_token} if settings.server_token else {}),
+        # The same small machine trains: the service's own arithmetic needs no thread pool.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def _dashboard_command(url: str, port: int) -> list[str]:
@@ -133,8 +145,6 @@ def free_port(wanted: int) -> int:
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Generator[None]:
     """Refuse a second service over the same database: its beat would tick twice."""
-    import fcntl
-
     with (folder / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,6 +152,15 @@ def _one_at_a_time(folder: Path) -> Generator[None]:
             raise click.ClickException(
                 f"gradwatch is up already on {folder}; use that one, or name another --data folder"
             ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _starting_alone() -> Generator[None]:
+    """Two services that start at once must not find the same ports free, or one's parts would
+    answer for the other's."""
+    with (Path(tempfile.gettempdir()) / f"gradwatch-start-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
