@@ -126,24 +126,27 @@ class Outlet:
         return urgent
 
     def _flush(self) -> None:
-        self._report_drops()
+        drops = self._report_drops()
         groups = list(split(self._encoded, BATCH_BYTES))
         self._encoded, self._encoded_bytes = [], 0
         if self._transport and self._spool and time.monotonic() >= self._try_at:
             self._drain()
+        safe = True
         for group in groups:
             body = pack(group)
             # While older batches wait on disk, newer ones queue up behind them.
-            if self._spool or not self._deliver(body):
-                self._keep(body, len(group))
+            safe = (not self._spool and self._deliver(body)) or self._keep(body, len(group))
+        if not safe:
+            self._reported -= drops  # they stood in the last group: say so again
 
-    def _report_drops(self) -> None:
+    def _report_drops(self) -> collections.Counter[str]:
         # The training thread counts too: a copy of a dict is one instruction, a difference is not.
         fresh = collections.Counter(dict(self.drops)) - self._reported
         if fresh:
             self._reported += fresh
             record = Drops(rank=self.rank, time=time.time(), counts=dict(fresh))
             self._encoded.append(encode_record(record))
+        return fresh
 
     def _deliver(self, body: bytes) -> bool:
         """Send one batch; True when it needs no keeping."""
@@ -208,8 +211,8 @@ class Outlet:
         spool.close()
         self._spool = None
 
-    def _keep(self, body: bytes, records: int) -> None:
-        """Put a batch on disk, or drop and count it."""
+    def _keep(self, body: bytes, records: int) -> bool:
+        """Put a batch on disk, or drop and count it. True when it is safe."""
         try:
             if self._spool is None:
                 limit = self._settings.spool_limit_mb << 20
@@ -217,12 +220,14 @@ class Outlet:
                 for group in split(self._manifests.values(), BATCH_BYTES):
                     self._spool.append(pack(group))
             self._spool.append(body)
+            return True
         except SpoolFullError:
             self._lose(records, "spool_full")
             say(f"the spool has reached its limit of {self._settings.spool_limit_mb} MB")
         except OSError as error:
             self._lose(records, "disk")
             say(f"cannot keep frames on disk: {told(error)}")
+        return False
 
     def _lose(self, records: int, reason: str) -> None:
         self.drops[reason] += records

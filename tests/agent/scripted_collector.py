@@ -124,6 +124,9 @@ class Collector:
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        if self._closed.is_set():  # a connection that was kept alive ends with the collector
+            request.close_connection = True
+            return
         with self.change:
             self.requests.append((request.command, time.monotonic()))
             answer = self.answers.popleft() if self.answers else self.always
