@@ -55,6 +55,7 @@ def introduce(session: Session, info: RunInfo) -> None:
         "reason": "",
         "created_at": time.time(),
         "dropped": {},
+        "loss_nonfinite": False,
         "changed": 0,
         "judged": 0,
         "leased_until": 0.0,
@@ -246,7 +247,9 @@ class _Batch:
         if newest.step >= optimizer.last_step:
             optimizer.last_step = newest.step
             optimizer.total_norm = finite(newest.scalars.get("total_norm", optimizer.total_norm))
-            self._run.loss = finite(newest.scalars.get("loss", self._run.loss))
+            if "loss" in newest.scalars:
+                self._run.loss = finite(newest.scalars["loss"])
+                self._run.loss_nonfinite = self._run.loss is None
         optimizer.frames += len(frames)
         optimizer.nonfinite_frames += sum(map(_is_broken, frames))
         times = [frame.time for frame in frames if math.isfinite(frame.time)]

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Float,
     ForeignKey,
     Integer,
@@ -54,6 +55,7 @@ class Run(Base):
     last_frame_at: Mapped[float | None] = mapped_column(Float)
     dropped: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
     loss: Mapped[float | None] = mapped_column(Float)
+    loss_nonfinite: Mapped[bool] = mapped_column(Boolean, default=False)
     # Grows with every change; a run is due for judgement while `judged` lags behind.
     changed: Mapped[int] = mapped_column(BigInteger, default=0)
     judged: Mapped[int] = mapped_column(BigInteger, default=0, index=True)

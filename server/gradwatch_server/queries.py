@@ -134,12 +134,18 @@ def scalars(session: Session, optimizer: Optimizer, columns: int) -> Scalars:
     picked = np.unique(np.linspace(0, max(0, len(steps) - 1), min(columns, len(steps)), dtype=int))
     names = sorted({name for values in found for name in values})
     missing = float("nan")
+    series = {
+        name: np.array([found[place].get(name, missing) for place in picked], "<f8")
+        for name in names
+    }
+    broken = {
+        name: np.array([name in found[place] for place in picked], "?") & ~np.isfinite(values)
+        for name, values in series.items()
+    }
     return Scalars(
         steps_bytes=np.array(steps, dtype="<i8")[picked].tobytes(),
-        series_bytes={
-            name: np.array([found[place].get(name, missing) for place in picked], "<f8").tobytes()
-            for name in names
-        },
+        series_bytes={name: values.tobytes() for name, values in series.items()},
+        broken_bytes={name: flags.tobytes() for name, flags in broken.items() if flags.any()},
     )
 
 

@@ -75,6 +75,7 @@ def run_view(
         findings=finding_views(findings, run.key),
         dropped=run.dropped,
         loss=run.loss,
+        loss_nonfinite=run.loss_nonfinite,
     )
 
 

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("last_frame_at", sa.Float(), nullable=True),
         sa.Column("dropped", sa.JSON(), nullable=False),
         sa.Column("loss", sa.Float(), nullable=True),
+        sa.Column("loss_nonfinite", sa.Boolean(), nullable=False),
         sa.Column("changed", sa.BigInteger(), nullable=False),
         sa.Column("judged", sa.BigInteger(), nullable=False),
         sa.Column("leased_until", sa.Float(), nullable=False),
