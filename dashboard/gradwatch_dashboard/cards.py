@@ -111,13 +111,18 @@ def top_finding(run: RunView) -> FindingView | None:
     )
 
 
+def loss_of(run: RunView) -> str:
+    """The loss that was logged last."""
+    return "NaN or Inf" if run.loss_nonfinite else number(run.loss)
+
+
 def run_facts(run: RunView, now: float) -> str:
     """Status, step, loss and age of a run, for its row in the list."""
     told = facts(
         {
             "status": plain(look(STATUSES, run.status)),
             "step": number(run.last_step) if run.optimizers else ABSENT,
-            "loss": number(run.loss),
+            "loss": loss_of(run),
             "started": age(now - run.info.started_at),
         }
     )
@@ -148,7 +153,7 @@ def run_header(run: RunView, now: float) -> str:
         "status": plain(look(STATUSES, run.status)),
         "last step": number(run.last_step) if run.optimizers else ABSENT,
         "last frame": last_frame,
-        "loss": number(run.loss),
+        "loss": loss_of(run),
         "started": age(now - run.info.started_at),
         "host": escape(run.info.host) or ABSENT,
         "dropped frames": number(sum(run.dropped.values())),

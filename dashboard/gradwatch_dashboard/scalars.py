@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from gradwatch.wire.api import FindingView, Scalars
 from gradwatch_dashboard.axes import GRID, kept_range, log_axis, log_range, plotly_steps, steps_axis
+from gradwatch_dashboard.formats import number
 from gradwatch_dashboard.heatmap import NONFINITE
 from gradwatch_dashboard.marks import finding_marks
 
@@ -38,7 +39,7 @@ def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 def scalars_figure(scalars: Scalars, findings: Sequence[FindingView] = ()) -> go.Figure:
     """One panel a unit over a common axis of steps; a dashed line where each finding begins.
 
-    An infinite value is a cross on the panel's upper edge: a curve cannot show it.
+    A NaN or Inf is a cross on the panel's upper edge: a curve cannot show it.
     """
     steps = plotly_steps(scalars.steps)
     chosen = panels(scalars.series_bytes)
@@ -57,6 +58,7 @@ def scalars_figure(scalars: Scalars, findings: Sequence[FindingView] = ()) -> go
         figure.update_yaxes(_value_axis(np.concatenate(series)), row=row, col=1)
         for name, values in zip(names, series, strict=True):
             _add_curve(figure, steps, name, values, next(colour), row, legend=len(names) > 1)
+            _add_crosses(figure, steps, name, values, scalars.broken(name), row)
     for mark in finding_marks(findings, scalars.steps):
         figure.add_vline(x=mark.x, line={"color": "rgb(128,128,128)", "width": 1.5, "dash": "dash"})
     # Titles stand over the start of their panel, where the eye begins.
@@ -110,19 +112,32 @@ def _add_curve(
         row=row,
         col=1,
     )
-    infinite = np.isinf(values)
-    if infinite.any():
-        edge = values[finite].max() if finite.any() else 1.0
-        figure.add_trace(
-            go.Scatter(
-                x=steps[infinite],
-                y=np.full(int(infinite.sum()), edge, dtype=np.float32),
-                name=f"{name} infinite",
-                mode="markers",
-                marker={"symbol": "x", "size": 8, "color": NONFINITE},
-                showlegend=False,
-                hovertemplate=f"{name} Inf<extra></extra>",
-            ),
-            row=row,
-            col=1,
-        )
+
+
+def _add_crosses(
+    figure: go.Figure,
+    steps: NDArray[Any],
+    name: str,
+    values: NDArray[np.float64],
+    broken: NDArray[np.bool_],
+    row: int,
+) -> None:
+    """Crosses where the scalar was logged as NaN or Inf. broken: bool[n]."""
+    if not broken.any():
+        return
+    finite = np.isfinite(values)
+    edge = values[finite].max() if finite.any() else 1.0
+    figure.add_trace(
+        go.Scatter(
+            x=steps[broken],
+            y=np.full(int(broken.sum()), edge, dtype=np.float32),
+            name=f"{name} not finite",
+            mode="markers",
+            marker={"symbol": "x", "size": 8, "color": NONFINITE},
+            showlegend=False,
+            text=[number(float(value)) for value in values[broken]],
+            hovertemplate=f"{name} %{{text}}<extra></extra>",
+        ),
+        row=row,
+        col=1,
+    )

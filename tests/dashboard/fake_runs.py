@@ -68,6 +68,7 @@ def heatmap_of(
 def scalars_of(steps: NDArray[np.int64], **series: NDArray[np.float64]) -> Scalars:
     return Scalars(
         steps_bytes=steps.astype("<i8").tobytes(),
+        broken_bytes={name: np.isinf(values).tobytes() for name, values in series.items()},
         series_bytes={name: values.astype("<f8").tobytes() for name, values in series.items()},
     )
 

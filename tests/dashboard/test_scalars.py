@@ -24,7 +24,7 @@ def test_a_curve_leaves_out_steps_without_a_value() -> None:
     assert curve.y.dtype == np.float32
 
 
-def test_infinite_values_are_crosses() -> None:
+def test_values_that_are_not_finite_are_crosses() -> None:
     loss = np.linspace(2, 1, 100)
     loss[50:] = np.inf
     curve, crosses = scalars_figure(scalars_of(STEPS, loss=loss)).data

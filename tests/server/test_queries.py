@@ -157,6 +157,22 @@ def test_scalars_are_those_of_the_frames_with_gaps_where_none_came(collector):
     assert np.array_equal(shown.series("lr"), [np.nan, 0.1, np.nan], equal_nan=True)
 
 
+def test_a_loss_that_is_not_finite_is_told_from_one_that_was_not_logged(collector):
+    run = new_run()
+    sent: list[dict[str, float]] = [{"loss": 1.0}, {"lr": 0.1}, {"loss": float("nan")}]
+    frames = [frame(step, np.empty((0, 0)), (), values) for step, values in enumerate(sent)]
+    collector.store(run, [manifest(dense(2)), *frames[:2]])
+    shown = collector.client.run(run.id)
+    assert (shown.loss, shown.loss_nonfinite) == (1.0, False)
+
+    collector.store(run, [frames[2]])
+    shown = collector.client.run(run.id)
+    assert (shown.loss, shown.loss_nonfinite) == (None, True)
+    scalars = collector.client.scalars(run.id, OPTIMIZER)
+    assert scalars.broken("loss").tolist() == [False, False, True]
+    assert not scalars.broken("lr").any()
+
+
 def test_chosen_scalars_are_real_ones_and_end_with_the_last(collector, run):
     shown = collector.client.scalars(run.id, OPTIMIZER, columns=7)
     assert len(shown.steps) == 7

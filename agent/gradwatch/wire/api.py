@@ -64,7 +64,8 @@ class RunView(Answer, frozen=True, kw_only=True):
     optimizers: list[OptimizerView]
     findings: list[FindingView]
     dropped: dict[str, int] = {}  # frames that agents dropped, by reason
-    loss: float | None = None  # the last one logged
+    loss: float | None = None  # the last one logged; null when it was not finite
+    loss_nonfinite: bool = False  # the last one logged was NaN or Inf
 
 
 class RunPage(Answer, frozen=True, kw_only=True):
@@ -122,10 +123,14 @@ class Flow(Answer, frozen=True, kw_only=True):
 
 
 class Scalars(Answer, frozen=True, kw_only=True):
-    """Scalars over steps. steps: int64[n]; series: name -> float64[n], NaN where absent."""
+    """Scalars over steps. steps: int64[n]; series: name -> float64[n], NaN where absent.
+
+    broken: name -> bool[n], where the scalar was logged and was NaN or Inf; no entry for none.
+    """
 
     steps_bytes: bytes
     series_bytes: dict[str, bytes]
+    broken_bytes: dict[str, bytes] = {}
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -134,6 +139,13 @@ class Scalars(Answer, frozen=True, kw_only=True):
     def series(self, name: str) -> NDArray[np.float64]:
         """Raises KeyError when no frame carried this scalar."""
         return np.frombuffer(self.series_bytes[name], dtype="<f8")
+
+    def broken(self, name: str) -> NDArray[np.bool_]:
+        """Steps at which this scalar was logged as NaN or Inf. bool[n]."""
+        told = self.broken_bytes.get(name)
+        if told is None:
+            return np.zeros(len(self.steps), dtype=np.bool_)
+        return np.frombuffer(told, dtype="?")
 
 
 class Problem(Answer, frozen=True, kw_only=True):
