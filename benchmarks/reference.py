@@ -10,6 +10,7 @@ in one run; times are medians, memory is the peak of what Python and numpy alloc
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -225,12 +226,15 @@ def measure(task: Comparison, seconds: float) -> Result:
     if not np.isclose(ours, theirs, rtol=1e-9):
         raise RuntimeError(f"{task.name}: our loss is {ours}, theirs {theirs}: not the same task")
     times: tuple[list[float], list[float]] = ([], [])
+    steps = steps_in(0.02, task.theirs)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:
         for step, taken in zip((task.ours, task.theirs), times, strict=True):
+            gc.collect()  # each side pays for its own garbage, not for the other's
             start = time.perf_counter()
-            step()
-            taken.append(1e3 * (time.perf_counter() - start))
+            for _ in range(steps):
+                step()
+            taken.append(1e3 * (time.perf_counter() - start) / steps)
     ours_ms, theirs_ms = map(statistics.median, times)
     ours_peak, theirs_peak = peak_mib(task.ours), peak_mib(task.theirs)
     return Result(
@@ -243,6 +247,13 @@ def measure(task: Comparison, seconds: float) -> Result:
         theirs_peak,
         ours_peak / theirs_peak,
     )
+
+
+def steps_in(seconds: float, step: Step) -> int:
+    """How many steps fit into `seconds`; at least one."""
+    start = time.perf_counter()
+    step()
+    return max(1, int(seconds / (time.perf_counter() - start)))
 
 
 def peak_mib(step: Step) -> float:

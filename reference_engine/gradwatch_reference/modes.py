@@ -43,7 +43,7 @@ def vjp(fn: Function, *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ..
         return trees.rebuild(primals, _released(shares, given))
 
     value = out if sweep.is_observed else bare(out)
-    return _released([value], given)[0], pullback
+    return _released([value], given, shared=True)[0], pullback
 
 
 def jvp(fn: Function, primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -62,7 +62,7 @@ def jvp(fn: Function, primals: Any, tangents: Any) -> tuple[Any, Any]:
         out = _as_tensor(fn(*trees.rebuild(primals, moving)))
         tangent = out.tangents.get(level, _zeros_like(out))
         out = below(out, level)
-    value, tangent = _released([out, tangent], [*given, *directions])
+    value, tangent = _released([out, tangent], [*given, *directions], shared=True)
     return value, tangent
 
 
@@ -253,12 +253,15 @@ def _zeros_like(x: Tensor) -> Tensor:
     return Tensor.constant(np.zeros_like(x.array))
 
 
-def _released(results: Sequence[Tensor], given: Sequence[Any]) -> list[Any]:
-    """The results as they leave a mode: Tensors where anything outside is one, else arrays."""
+def _released(results: Sequence[Tensor], given: Sequence[Any], shared: bool = False) -> list[Any]:
+    """The results as they leave a mode: Tensors where anything outside is one, else arrays.
+
+    shared: whether a graph, or the caller, may hold the same arrays; they are copied then.
+    """
     outside = any(isinstance(x, Tensor) for x in given)
     if outside or any(x.requires_grad or open_levels(x) for x in results):
         return list(results)
-    return list(owned(results))
+    return [x.numpy() for x in results] if shared else list(owned(results))
 
 
 def _basis(x: Any) -> list[Any]:

@@ -78,6 +78,8 @@ def cotangent_of(root: Tensor, seed: ArrayLike | Tensor | None, asker: str) -> T
         return Tensor.constant(np.ones(root.shape, root.dtype))
     if not isinstance(seed, Tensor):
         seed = Tensor.constant(np.array(seed, root.dtype))
+    elif not seed.requires_grad and not seed.tangents:
+        seed = Tensor.constant(seed.numpy())  # it may come out again as a gradient, to write to
     if seed.shape != root.shape:
         raise ValueError(f"{asker}: a seed of shape {seed.shape} for a result of {root.shape}")
     return seed

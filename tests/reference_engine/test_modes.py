@@ -91,6 +91,20 @@ def test_gradients_that_are_equal_do_not_share_memory():
     assert b.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_what_a_mode_returns_may_be_written_to_without_harm_to_what_is_saved():
+    value, pullback = vjp(gw.exp, np.zeros(2))
+    value += 100.0  # the derivative of exp is its saved value
+    (first,) = pullback(np.ones(2))
+    first += 100.0
+    assert pullback(np.ones(2))[0].tolist() == [1.0, 1.0]
+    constant = Tensor([1.0, 2.0], requires_grad=False)
+    vjp(lambda x: constant, 1.0)[0][0] = 5.0
+    jvp(lambda x: constant, 1.0, 1.0)[0][0] = 5.0
+    vjp(gw.TABLE["identity"], np.zeros(2))[1](constant)[0][0] = 5.0
+    assert constant.array.tolist() == [1.0, 2.0]
+    assert not constant.array.flags.writeable
+
+
 def test_value_and_grad_returns_both():
     value, gradient = gw.value_and_grad(lambda x: (x * x).sum())(np.array([1.0, 2.0]))
     assert (float(value), gradient.tolist()) == (5.0, [2.0, 4.0])
