@@ -247,8 +247,10 @@ class _Batch:
         if newest.step >= optimizer.last_step:
             optimizer.last_step = newest.step
             optimizer.total_norm = finite(newest.scalars.get("total_norm", optimizer.total_norm))
-            if "loss" in newest.scalars:
-                self._run.loss = finite(newest.scalars["loss"])
+            logged = [frame for frame in frames if "loss" in frame.scalars]
+            if logged:
+                loss = max(logged, key=lambda frame: frame.step).scalars["loss"]
+                self._run.loss = finite(loss)
                 self._run.loss_nonfinite = self._run.loss is None
         optimizer.frames += len(frames)
         optimizer.nonfinite_frames += sum(map(_is_broken, frames))
