@@ -242,6 +242,8 @@ def _dual(x: Any, direction: Any, level: Level) -> Tensor:
 
 
 def _as_tensor(x: Any) -> Tensor:
+    if not isinstance(x, (Tensor, np.ndarray, np.generic, int, float)):
+        raise TypeError(f"the function returned {type(x).__name__}; it must return one Tensor")
     return x if isinstance(x, Tensor) else Tensor(x, requires_grad=False)
 
 

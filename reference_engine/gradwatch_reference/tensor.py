@@ -205,6 +205,13 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         return shapes.getitem(self, index)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        maker = f" made by {self.op}" if self.op else ""
+        raise TypeError(
+            f"in-place change of a Tensor of shape {self.shape}{maker}: a graph may have saved it; "
+            "make a new one, as by where(mask, new, old), or assign to a leaf's .data"
+        )
+
     # ---- comparisons are constant almost everywhere: they leave the graph as bare booleans
 
     def __lt__(self, other: Operand) -> Array:

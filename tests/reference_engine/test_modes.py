@@ -182,6 +182,12 @@ def test_forward_mode_keeps_no_graph():
     assert seen[0].primitive is None
 
 
+def test_a_function_that_returns_anything_but_one_tensor_is_refused():
+    for mode in (lambda f: vjp(f, 1.0), lambda f: jvp(f, 1.0, 1.0), lambda f: grad(f)(1.0)):
+        with pytest.raises(TypeError, match="returned tuple; it must return one Tensor"):
+            mode(lambda x: (x, x))
+
+
 def test_tangents_and_cotangents_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"jvp: a seed of shape \(2,\)"):
         jvp(gw.exp, np.ones(3), np.ones(2))

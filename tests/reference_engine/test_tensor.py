@@ -233,6 +233,11 @@ def test_the_array_of_a_tensor_cannot_be_written_to():
             array[0] = 5.0
 
 
+def test_assigning_to_an_element_of_a_tensor_is_refused_with_its_shape_and_maker():
+    with pytest.raises(TypeError, match=r"Tensor of shape \(2,\) made by exp"):
+        gw.exp(Tensor([1.0, 2.0]))[0] = 5.0
+
+
 def test_writing_to_what_a_tensor_was_made_from_does_not_reach_it():
     array = np.array([1.0, 2.0])
     x = Tensor(array)
