@@ -78,13 +78,8 @@ def value_and_grad(fn: Function, argnums: int | Sequence[int] = 0) -> Function:
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def value_and_gradient(*args: Any, **options: Any) -> tuple[Any, Any]:
-        def of_chosen(*chosen: Any) -> Any:
-            all_args = list(args)
-            for position, x in zip(positions, chosen, strict=True):
-                all_args[position] = x
-            return fn(*all_args, **options)
-
-        value, pullback = vjp(of_chosen, *(args[position] for position in positions))
+        chosen, of_chosen = _choose(lambda *args: fn(*args, **options), args, positions)
+        value, pullback = vjp(of_chosen, *chosen)
         if np.size(value) != 1:
             name = getattr(fn, "__name__", "the function")
             raise ValueError(
@@ -183,14 +178,7 @@ class _Recomputed(Primitive):
         params: dict[str, Any],
         positions: Sequence[int],
     ) -> Any:
-        chosen = [args[position] for position in positions]
-
-        def of_chosen(*moving: Any) -> Any:
-            all_args = list(args)
-            for position, x in zip(positions, moving, strict=True):
-                all_args[position] = x
-            return self.fn(*all_args)
-
+        chosen, of_chosen = _choose(self.fn, args, positions)
         return vjp(of_chosen, *chosen)[1](cotangent)
 
     def pushforward(
@@ -200,10 +188,9 @@ class _Recomputed(Primitive):
         args: Sequence[Any],
         params: dict[str, Any],
     ) -> Tensor | None:
-        directions = [
-            _zeros_like(x) if t is None else t for x, t in zip(args, tangents, strict=True)
-        ]
-        return jvp(self.fn, tuple(args), tuple(directions))[1]
+        positions = [i for i, tangent in enumerate(tangents) if tangent is not None]
+        chosen, of_chosen = _choose(self.fn, args, positions)
+        return jvp(of_chosen, chosen, tuple(tangents[i] for i in positions))[1]
 
 
 def checkpoint(fn: Function) -> Function:
@@ -218,6 +205,18 @@ def checkpoint(fn: Function) -> Function:
 
 
 # ---- ends of the wire
+
+
+def _choose(
+    fn: Function, args: Sequence[Any], positions: Sequence[int]
+) -> tuple[tuple[Any, ...], Function]:
+    """The arguments at `positions`, and `fn` as a function of them, the others held fixed."""
+
+    def of_chosen(*chosen: Any) -> Any:
+        moved = dict(zip(positions, chosen, strict=True))
+        return fn(*(moved.get(i, x) for i, x in enumerate(args)))
+
+    return tuple(args[position] for position in positions), of_chosen
 
 
 def _watched(x: Any, asker: str) -> Tensor:

@@ -224,8 +224,13 @@ def test_a_checkpoint_changes_no_derivative():
 
 def test_a_checkpoint_of_mixed_constants_and_variables():
     piece = checkpoint(lambda x, scale, k: x * scale * k)
-    got = grad(lambda x: piece(x, np.array([2.0, 3.0]), 5.0).sum())(np.ones(2))
-    assert got.tolist() == [10.0, 15.0]
+
+    def f(x: Any) -> Any:
+        return piece(x, np.array([2.0, 3.0]), 5.0).sum()
+
+    assert grad(f)(np.ones(2)).tolist() == [10.0, 15.0]
+    assert jvp(f, np.ones(2), np.array([1.0, 0.0]))[1] == 10.0
+    assert hessian(lambda x: f(x) ** 2)(np.zeros(2)).tolist() == [[200.0, 300.0], [300.0, 450.0]]
 
 
 def test_a_checkpoint_refuses_to_lose_the_gradient_of_what_it_closes_over():
