@@ -211,6 +211,7 @@ def _choose(
     fn: Function, args: Sequence[Any], positions: Sequence[int]
 ) -> tuple[tuple[Any, ...], Function]:
     """The arguments at `positions`, and `fn` as a function of them, the others held fixed."""
+    positions = [range(len(args))[position] for position in positions]  # -1 is the last
 
     def of_chosen(*chosen: Any) -> Any:
         moved = dict(zip(positions, chosen, strict=True))

@@ -74,6 +74,9 @@ def test_argnums_chooses_the_arguments():
 
     assert grad(f)(2.0, 3.0) == 9.0
     assert grad(f, 1)(2.0, 3.0, scale=10.0) == 120.0
+    assert grad(f, -1)(2.0, 3.0) == 12.0
+    with pytest.raises(IndexError):
+        grad(f, 2)(2.0, 3.0)
     assert [float(g) for g in grad(f, (0, 1))(2.0, 3.0)] == [9.0, 12.0]
 
 
