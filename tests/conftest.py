@@ -41,13 +41,13 @@ def _program(name: str, package: str) -> str:
     return str(found)
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def wait_until(true: Callable[[], bool], what: str, deadline_s: float = START_DEADLINE_S) -> None:
+def _wait_until(true: Callable[[], bool], what: str, deadline_s: float = START_DEADLINE_S) -> None:
     """Wait until something holds; fail the test when it does not in time."""
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
@@ -55,6 +55,18 @@ def wait_until(true: Callable[[], bool], what: str, deadline_s: float = START_DE
             return
         time.sleep(0.05)
     pytest.fail(f"{what} did not happen within {deadline_s:g} s")
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives the number of a port that nobody has."""
+    return _free_port
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Waits until something holds; fails the test when it does not in time."""
+    return _wait_until
 
 
 def _accepts(port: int) -> bool:
@@ -161,7 +173,7 @@ class Postgres:
 def postgres() -> Generator[Postgres]:
     """A PostgreSQL server with no data in it."""
     programs = _postgres_programs()
-    port = free_port()
+    port = _free_port()
     with _folder_for_postgres() as (folder, options):
         subprocess.run(
             [programs / "initdb", "-D", folder / "data", "-U", PG_USER, "-A", "trust", *INITDB],
@@ -183,7 +195,7 @@ def postgres() -> Generator[Postgres]:
                 assert process.poll() is None, log.read_text()
                 return server.answers()
 
-            wait_until(ready, "PostgreSQL's start")
+            _wait_until(ready, "PostgreSQL's start")
             yield server
 
 
@@ -191,7 +203,7 @@ class Redis:
     """A Redis server of the tests' own, which they may stop and start again."""
 
     def __init__(self, program: str, folder: Path) -> None:
-        self.port = free_port()
+        self.port = _free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._program = program
         self._folder = folder
@@ -201,7 +213,7 @@ class Redis:
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self._folder), "--save", "", "--appendonly", "no"]
         self._stack.enter_context(_running(command, self._folder / "log"))
-        wait_until(lambda: _accepts(self.port), "Redis' start")
+        _wait_until(lambda: _accepts(self.port), "Redis' start")
 
     def stop(self) -> None:
         self._stack.close()
@@ -234,7 +246,7 @@ def start_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Generator[Star
 
         def start(config: Path) -> str:
             folder = tmp_path_factory.mktemp("prometheus")
-            port = free_port()
+            port = _free_port()
             command = [program, f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
             command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
             stack.enter_context(_running(command, folder / "log"))
@@ -247,7 +259,7 @@ def start_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Generator[Star
                 except OSError:
                     return False
 
-            wait_until(ready, "Prometheus' start")
+            _wait_until(ready, "Prometheus' start")
             return url
 
         yield start

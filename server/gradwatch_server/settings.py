@@ -57,6 +57,11 @@ class Settings:
         return self.database_url or f"sqlite:///{self.folder / 'gradwatch.db'}"
 
     @property
+    def broker_folder(self) -> Path:
+        """Where the broker without a server keeps its messages."""
+        return self.folder / "broker"
+
+    @property
     def channels(self) -> list[str]:
         """The Apprise URLs that get every alert."""
         return self.notify.split()

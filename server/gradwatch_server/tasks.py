@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # Looks for alerts whose wake-up was lost or whose retry is due.
 DELIVER_EVERY_S = 2.0
 TASK_LIMIT_S = 120
+BROKER_TIMEOUT_S = 3.0
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -55,11 +56,16 @@ def make_celery(settings: Settings) -> Celery:
     )
     if not settings.broker_url:
         app.conf.broker_transport_options = {
-            "folder": str(settings.folder / "broker"),
+            "folder": str(settings.broker_folder),
             "polling_interval": POLL_S,
         }
     else:
-        app.conf.broker_transport_options = {"visibility_timeout": 2 * TASK_LIMIT_S}
+        app.conf.broker_transport_options = {
+            "visibility_timeout": 2 * TASK_LIMIT_S,
+            # A broker that is gone must not hold up the collector's writer, which wakes workers.
+            "socket_connect_timeout": BROKER_TIMEOUT_S,
+            "socket_timeout": BROKER_TIMEOUT_S,
+        }
     return app
 
 

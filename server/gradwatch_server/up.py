@@ -22,6 +22,7 @@ import click
 import urllib3
 
 from gradwatch_server.__main__ import DEFAULT_PORT, check_channels, load_settings
+from gradwatch_server.file_broker import forget_messages
 from gradwatch_server.settings import Settings, default_data_dir
 
 DASHBOARD_PORT = 8471
@@ -71,8 +72,9 @@ def up(
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         held.enter_context(_one_at_a_time(folder))
-        # Never before the lock: it may be another service's.
+        # Never before the lock: these may be another service's.
         (folder / "addresses.json").unlink(missing_ok=True)
+        forget_messages(folder / "broker")
         with _starting_alone():
             port = port or free_port(DEFAULT_PORT)
             if dashboard_port is None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,53 @@ def collector(_lasting_collector: Collector) -> Collector:
         session.execute(delete(Run))
     _lasting_collector.wakes.clear()
     return _lasting_collector
+
+
+@dataclass
+class Webhook:
+    """A server on loopback that keeps what it is sent."""
+
+    port: int = 0
+    received: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    paths: list[str] = field(default_factory=list[str])
+    statuses: list[int] = field(default_factory=list[int])  # of the next answers; then 200
+    location: str = ""
+    hold: threading.Event | None = None  # answers wait for it
+
+    @property
+    def url(self) -> str:
+        return f"json://127.0.0.1:{self.port}/alerts"
+
+
+@pytest.fixture
+def webhook() -> Generator[Webhook]:
+    hook = Webhook()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            hook.received.append(json.loads(body))
+            hook.paths.append(self.path)
+            if hook.hold:
+                hook.hold.wait(10)
+            self.send_response(hook.statuses.pop(0) if hook.statuses else 200)
+            if hook.location:
+                self.send_header("Location", hook.location)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            hook.paths.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hook.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield hook
+    server.shutdown()
+    thread.join()
+    server.server_close()
