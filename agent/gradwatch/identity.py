@@ -55,7 +55,7 @@ def identify(
     )
     if earlier_runs:
         launch.append(str(earlier_runs))
-    one_machine = environ.get("MASTER_ADDR", "") in LOOPBACK
+    one_machine = environ.get("MASTER_ADDR", "") in LOOPBACK or not any(launch)
     if not run_id and (one_machine or _first_int(environ, ("LOCAL_WORLD_SIZE",), 0) == world_size):
         # On one machine the launcher is every rank's parent, and no two launches share it.
         launch.append(f"{os.getppid()}@{_started(os.getppid())}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -149,7 +150,7 @@ def current_job(
         return None
     if _current is not None and _current.alive:
         return _current
-    identity = identify(settings.run_id, earlier_runs=_begun)
+    identity = identify(settings.run_id, {**os.environ, **_place()}, _begun)
     _begun += 1
     name = settings.name or default_run_name()
     run = make_run_info(identity, settings, name, config or {}, list(tags))
@@ -164,6 +165,14 @@ def current_job(
                 f"{settings.spool_dir}; `gradwatch sync` sends it later"
             )
     return _current
+
+
+def _place() -> dict[str, str]:
+    """This process's rank as torch knows it, where no launcher has put it into the environment."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return {}
+    group = torch.distributed
+    return {"RANK": str(group.get_rank()), "WORLD_SIZE": str(group.get_world_size())}
 
 
 def _check_scalar(name: str, value: Any) -> None:

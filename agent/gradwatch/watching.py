@@ -55,6 +55,7 @@ class OptimizerWatch:
         self._optimizer = weakref.ref(optimizer, self._forget)
         self._models = None if models is None else [weakref.ref(model) for model in models]
         self._layers: list[Layer] = []
+        self._meter = Meter(())
         self._signature: list[tuple[int, bool]] = []
         self._dirty = True
         self._version = 0
@@ -208,11 +209,12 @@ class OptimizerWatch:
         if first and self._models is None:
             # Found at its first step: the next backward pass shows the order of execution.
             self._order = ExecutionOrder(layer.parameter for layer in layers)
+        if [_key(layer) for layer in layers] != [_key(layer) for layer in self._layers]:
+            self._meter = Meter(layers)  # else the old one goes on counting dead units
         self._layers = layers
         by_depth = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])
         trained = [layer.parameter for _, layer in by_depth if layer.parameter.requires_grad]
         self._sentinel = min(trained[:2], key=lambda tensor: tensor.numel(), default=None)
-        self._meter = Meter(layers)
         self._dirty = False
         self._version += 1
         self._job.say(
@@ -231,6 +233,10 @@ class OptimizerWatch:
         if self._models is None:
             return owning_models(held)
         return [model for model in (known() for known in self._models) if model is not None]
+
+
+def _key(layer: Layer) -> tuple[str, int]:
+    return layer.name, id(layer.parameter)
 
 
 def _has_closure(
