@@ -55,13 +55,16 @@ def _send(folder: Path, transport: Transport) -> None:
         return
     label = f"{run.name} ({run.id[:8]})"
     try:
-        _insist(transport.introduce, run)
+        introduced = _insist(transport.introduce, run)
+        if introduced.verdict is Verdict.REFUSED:
+            click.echo(f"{label}: refused ({introduced.reason}), left on disk", err=True)
+            return
         refused = 0
         with click.progressbar(length=spool.size_bytes, label=label) as bar:
             for segment in spool.segments:
                 body = segment.read_bytes()
                 outcome = _insist(transport.deliver, run.id, body)
-                refused += outcome.rejected + (outcome.verdict is Verdict.REFUSED)
+                refused += outcome.rejected
                 spool.remove(segment)
                 bar.update(len(body))
         if refused:
@@ -71,12 +74,14 @@ def _send(folder: Path, transport: Transport) -> None:
 
 
 def _insist(send: Any, *arguments: Any) -> Outcome:
-    """Try a few times, then tell why not."""
+    """Try a few times, unless the collector says no, then tell why not."""
     outcome = Outcome(Verdict.RETRY)
     for attempt in range(ATTEMPTS):
         outcome = send(*arguments)
         if outcome.verdict in (Verdict.STORED, Verdict.REFUSED):
             return outcome
+        if outcome.verdict is Verdict.DENIED:
+            break
         if attempt < ATTEMPTS - 1:
             time.sleep(outcome.retry_after_s or PAUSE_S)
     raise click.ClickException(f"{outcome.reason}; what is left stays on disk")

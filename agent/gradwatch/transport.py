@@ -19,7 +19,7 @@ from gradwatch.wire.frame import Receipt, RunInfo
 CONNECT_TIMEOUT_S = 4.0
 READ_TIMEOUT_S = 5.0
 # A collector that says no (401, 403) is asked again this rarely: somebody must act first.
-REFUSED_RETRY_S = 30.0
+DENIED_RETRY_S = 30.0
 # Whatever it asks for, a collector is tried again this soon.
 MAX_RETRY_AFTER_S = 300.0
 MAX_ANSWER_BYTES = 4 << 20
@@ -32,6 +32,7 @@ class Verdict(Enum):
 
     STORED = "stored"
     RETRY = "try again later"
+    DENIED = "try again once somebody has acted"
     UNKNOWN_RUN = "introduce the run first"
     TOO_LARGE = "to be sent in parts"
     REFUSED = "never to be sent again"
@@ -118,7 +119,7 @@ def _outcome(status: int, retry_after: str, data: bytes) -> Outcome:
     if status == 422 and problem and problem.rejected:
         return Outcome(Verdict.STORED, reason, rejected=len(problem.rejected))
     if status in (401, 403):
-        return Outcome(Verdict.RETRY, reason, REFUSED_RETRY_S)
+        return Outcome(Verdict.DENIED, reason, DENIED_RETRY_S)
     if status in (408, 425, 429) or status >= 500 or status < 400:
         known = retry_after.isdecimal()  # it may also be a date
         wait = min(float(retry_after), MAX_RETRY_AFTER_S) if known else None
