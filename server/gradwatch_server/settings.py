@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -35,16 +36,11 @@ class Settings:
         values: dict[str, str | float] = {}
         for field in fields(cls):
             variable = PREFIX + field.name.upper()
-            text = environ.get(variable)
-            if text is None:
-                continue
-            if isinstance(field.default, float):
-                try:
-                    values[field.name] = float(text)
-                except ValueError:
-                    raise ValueError(f"{variable}={text!r} is not a number of seconds") from None
-            else:
-                values[field.name] = text
+            # A variable that is set to nothing, as compose files do, is not set.
+            text = environ.get(variable, "").strip()
+            if text:
+                number = isinstance(field.default, float)
+                values[field.name] = _seconds(variable, text) if number else text
         return cls(**values)  # pyright: ignore[reportArgumentType]
 
     @property
@@ -65,3 +61,13 @@ class Settings:
     def channels(self) -> list[str]:
         """The Apprise URLs that get every alert."""
         return self.notify.split()
+
+
+def _seconds(variable: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"{variable}={text!r} is not a number of seconds above 0")
+    return value
