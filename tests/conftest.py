@@ -13,22 +13,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from postgres_server import MissingError, Postgres, postgres_server
+
 START_DEADLINE_S = 60.0
-PG_USER = "gradwatch"
-INITDB = ("-E", "UTF8", "--no-locale", "--no-sync")
 
 
-def _missing(program: str, package: str) -> None:
-    reason = f"{program} is not installed: apt install {package}"
+def _missing(reason: str) -> NoReturn:
     if os.environ.get("GRADWATCH_REQUIRE_SERVICES") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -37,8 +35,8 @@ def _missing(program: str, package: str) -> None:
 def _program(name: str, package: str) -> str:
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        _missing(name, package)
-    return str(found)
+        _missing(f"{name} is not installed: apt install {package}")
+    return found
 
 
 def _free_port() -> int:
@@ -96,107 +94,15 @@ def _running(
             process.wait()
 
 
-@contextlib.contextmanager
-def _folder_for_postgres() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder that the server's user may write, and how to start a process as that user."""
-    # Not pytest's own folder: root's is closed to the user that PostgreSQL insists on.
-    folder = Path(tempfile.mkdtemp(prefix="gradwatch-postgres-"))
-    options: dict[str, Any] = {"cwd": folder}
-    if os.geteuid() == 0:
-        try:
-            shutil.chown(folder, "postgres", "postgres")
-        except LookupError:
-            _missing("PostgreSQL's user", "postgresql")
-        options |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-    try:
-        yield folder, options
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _postgres_programs() -> Path:
-    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
-    if folders:
-        return max(folders, key=lambda path: int(path.parent.name))
-    return Path(_program("postgres", "postgresql")).parent
-
-
-class Postgres:
-    """A PostgreSQL server of the tests' own."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._databases = 0
-
-    def url(self, database: str) -> str:
-        return f"postgresql://{PG_USER}@127.0.0.1:{self.port}/{database}"
-
-    def answers(self) -> bool:
-        import psycopg
-
-        try:
-            psycopg.connect(self.url("postgres")).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    def new_database(self) -> str:
-        """The URL of a database that is empty."""
-        import psycopg
-
-        self._databases += 1
-        name = f"test_{self._databases}"
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
-        return self.url(name)
-
-    def drop_connections(self, url: str) -> None:
-        """Lock everybody out of one database, as if it had gone."""
-        import psycopg
-
-        name = url.rsplit("/", 1)[-1]
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
-            )
-
-    def let_in_again(self, url: str) -> None:
-        import psycopg
-
-        name = url.rsplit("/", 1)[-1]
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Generator[Postgres]:
     """A PostgreSQL server with no data in it."""
-    programs = _postgres_programs()
-    port = _free_port()
-    with _folder_for_postgres() as (folder, options):
-        subprocess.run(
-            [programs / "initdb", "-D", folder / "data", "-U", PG_USER, "-A", "trust", *INITDB],
-            check=True,
-            capture_output=True,
-            **options,
-        )
-        command = [str(programs / "postgres"), "-D", str(folder / "data"), "-p", str(port)]
-        command += ["-h", "127.0.0.1", "-k", str(folder)]
-        # The tests kill collectors, never the database or the machine.
-        for setting in ("fsync=off", "full_page_writes=off", "max_connections=200"):
-            command += ["-c", setting]
-        log = folder / "log"
-        # Nothing is to be kept: SIGTERM would wait for clients, SIGINT would write what is dirty.
-        with _running(command, log, stop=signal.SIGQUIT, **options) as process:
-            server = Postgres(port)
-
-            def ready() -> bool:
-                assert process.poll() is None, log.read_text()
-                return server.answers()
-
-            _wait_until(ready, "PostgreSQL's start")
-            yield server
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres_server())
+        except MissingError as error:
+            _missing(str(error))
+        yield server
 
 
 class Redis:
