@@ -19,6 +19,8 @@ from gradwatch.wire.histogram import histogram
 
 # Elements of a layer's gradient that its histogram and share of zeros are taken from.
 SAMPLE_SIZE = 1024
+# Elements of a layer's weights that their movement and spread are taken from.
+WEIGHT_SAMPLE_SIZE = 128
 # Squares lose digits below 1e-38: a layer of a billion elements does so below this norm.
 TINY_NORM = 1e-15
 # A unit is called dead after this many detail frames in a row without any gradient.
@@ -36,6 +38,8 @@ DETAIL_COLUMNS = (
     "zero_fraction",
     "dead_fraction",
     "weight_norm",
+    "update_ratio",
+    "weight_spread",
 )
 
 
@@ -50,6 +54,15 @@ class Statistics(NamedTuple):
     histograms: NDArray[np.uint16] | None = None
 
 
+class Weights(NamedTuple):
+    """A sample of every layer's weights, and the one before it, perhaps still on their way."""
+
+    sizes: NDArray[np.int64]  # elements of each layer
+    now: Tensor  # float64[sum of sizes]
+    before: Tensor | None
+    steps: int  # optimizer steps between the two
+
+
 class Reading:
     """What was read of the gradients at one step, perhaps still on its way from a device."""
 
@@ -61,12 +74,14 @@ class Reading:
         rows: dict[str, Tensor],
         sample: Tensor | None = None,
         sample_sizes: Sequence[int] = (),
+        weights: Weights | None = None,
     ) -> None:
         self._layers = layers
         self._present = present  # layers that have a gradient
         self._sizes = sizes  # elements of each of them
         self._names = list(rows)
         self._sample_sizes = sample_sizes
+        self._weights = weights
         self._table = _to_host(torch.stack([row.double() for row in rows.values()]))
         self._sample = None if sample is None else _to_host(sample)
         self._copied = _copy_event(next(iter(rows.values())).device)
@@ -79,7 +94,8 @@ class Reading:
         size = np.asarray(self._sizes, dtype=np.float64)
         found = {"norm": read["norm"], "nonfinite": _nonfinite(read)}
         histograms: NDArray[np.uint16] | None = None
-        if self._sample is not None:
+        if self._sample is not None and self._weights is not None:
+            moved, spread = movement(self._weights)
             parts = np.split(self._sample.numpy(), np.cumsum(self._sample_sizes)[:-1])
             counted = np.stack([histogram(part) for part in parts])
             histograms = np.zeros((self._layers, counted.shape[1]), dtype=np.uint16)
@@ -93,12 +109,26 @@ class Reading:
                     "zero_fraction": np.array([np.mean(part == 0) for part in parts]),
                     "dead_fraction": read["dead"],
                     "weight_norm": read["weight_norm"],
+                    "update_ratio": moved[self._present],
+                    "weight_spread": spread[self._present],
                 }
         columns = NORM_COLUMNS if self._sample is None else DETAIL_COLUMNS
         values = np.full((len(columns), self._layers), np.nan, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             values[:, self._present] = np.stack([found[name] for name in columns])
         return Statistics(columns, values, histograms)
+
+
+class NoGradient:
+    """What was read of the gradients at a step at which no layer had one."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+
+    def resolve(self) -> Statistics:
+        """NaN for every layer: looked at, and nothing was there."""
+        values = np.full((len(NORM_COLUMNS), self._layers), np.nan, dtype=np.float32)
+        return Statistics(NORM_COLUMNS, values)
 
 
 class Meter:
@@ -116,6 +146,7 @@ class Meter:
         ]
         self._silent_frames: dict[int, Tensor] = {}
         self._detail_frames = 0
+        self._weights: tuple[int, Tensor] | None = None  # step, sample
 
     def norms(self, parameters: Sequence[Tensor], scale: Tensor | None = None) -> Reading | None:
         """Norm of each layer's gradient; None when no layer has one. `scale`: see `details`."""
@@ -126,10 +157,13 @@ class Meter:
         sizes = [gradient.numel() for gradient in gradients]
         return Reading(len(parameters), present, sizes, _unscale(rows, scale))
 
-    def details(self, parameters: Sequence[Tensor], scale: Tensor | None = None) -> Reading | None:
+    def details(
+        self, parameters: Sequence[Tensor], scale: Tensor | None = None, step: int = 0
+    ) -> Reading | None:
         """Every statistic of each layer's gradient; None when no layer has one.
 
         scale: the loss scale that the gradients still carry (a fused optimizer under AMP).
+        step: of the optimizer, by which the weights' movement is told a step.
         """
         present, gradients = _gradients(parameters)
         if not present:
@@ -152,7 +186,21 @@ class Meter:
         if scale is not None:
             sample = sample / scale.to(sample.device)
         sample_sizes = [part.numel() for part in samples]
-        return Reading(len(parameters), present, sizes, _unscale(rows, scale), sample, sample_sizes)
+        moved = self._movement(parameters, step)
+        rows = _unscale(rows, scale)
+        return Reading(len(parameters), present, sizes, rows, sample, sample_sizes, moved)
+
+    def _movement(self, parameters: Sequence[Tensor], step: int) -> Weights:
+        """A sample of the weights, beside that of the detail frame before."""
+        parts = [_strided(plain(tensor), WEIGHT_SAMPLE_SIZE).double() for tensor in parameters]
+        device = parts[0].device
+        now = _to_host(torch.cat([part.to(device, non_blocking=True) for part in parts]))
+        sizes = np.array([part.numel() for part in parts], dtype=np.int64)
+        past, before = self._weights or (step, None)
+        if before is not None and before.shape != now.shape:
+            before = None
+        self._weights = (step, now)
+        return Weights(sizes, now, before, max(step - past, 1))
 
     def _dead_fractions(self, present: list[int], gradients: list[Tensor]) -> list[Tensor]:
         """Share of dead units of each present layer, NaN where it has none or it is too early."""
@@ -297,9 +345,39 @@ def _unscale(rows: dict[str, Tensor], scale: Tensor | None) -> dict[str, Tensor]
 
 def _sample(gradient: Tensor) -> Tensor:
     """Up to SAMPLE_SIZE elements at equal distances, from end to end."""
-    flat = gradient.flatten()
-    stride = -(-flat.numel() // SAMPLE_SIZE)
-    return flat[::stride].float()
+    return _strided(gradient, SAMPLE_SIZE).float()
+
+
+def _strided(tensor: Tensor, count: int) -> Tensor:
+    flat = tensor.flatten()
+    return flat[:: max(-(-flat.numel() // count), 1)]
+
+
+def movement(weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Update ratio a step, and spread, of each layer's weights; NaN where they are all 0.
+
+    The ratio is |w_t - w_s| / (t - s) / |w_t|, s being the detail frame before: what is left of
+    the updates between them once they have cancelled. Returns float64[layers] twice.
+    """
+    layers = len(weights.sizes)
+    layer = np.repeat(np.arange(layers), weights.sizes)
+    now = weights.now.numpy()
+
+    def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(layer, values, minlength=layers).astype(np.float64)
+
+    with np.errstate(all="ignore"):  # weights may be 0, or no numbers any more
+        square = summed(now**2)
+        mean = summed(now) / weights.sizes
+        variance = square / weights.sizes - mean**2
+        # Equal weights leave a variance of rounding errors alone.
+        variance = np.where(variance > 1e-12 * mean**2, variance, 0.0)
+        spread = np.sqrt(variance / (square / weights.sizes))
+        spread[weights.sizes < 2] = np.nan
+        if weights.before is None:
+            return np.full(layers, np.nan), spread
+        moved = np.sqrt(summed((now - weights.before.numpy()) ** 2) / square) / weights.steps
+    return np.where(square > 0, moved, np.nan), spread
 
 
 def _to_host(tensor: Tensor) -> Tensor:

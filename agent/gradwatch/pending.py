@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradwatch.measure import Reading
+from gradwatch.measure import NoGradient, Reading
 from gradwatch.wire.codec import compress
 from gradwatch.wire.frame import Frame
 
@@ -17,7 +17,12 @@ class PendingFrame:
     """A step's frame while the training loop may still log a loss to it."""
 
     def __init__(
-        self, optimizer: str, step: int, manifest: int, reading: Reading | None, lr: float
+        self,
+        optimizer: str,
+        step: int,
+        manifest: int,
+        reading: Reading | NoGradient | None,
+        lr: float,
     ) -> None:
         self.optimizer = optimizer
         self.step = step

@@ -18,7 +18,7 @@ from gradwatch.layers import (
     named_layers,
     owning_models,
 )
-from gradwatch.measure import Meter, Reading, plain
+from gradwatch.measure import Meter, NoGradient, Reading, plain
 from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
 from gradwatch.pending import PendingFrame
@@ -138,14 +138,18 @@ class OptimizerWatch:
         # Both buckets fill at every step, so both are asked.
         norm_due = self._norm_pacer.due(self.step, elapsed_s)
         detail_due = self._detail_pacer.due(self.step, elapsed_s) and not self._replica
-        reading: Reading | None = None
+        reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
         norm_due |= self._turned_non_finite()
         if norm_due or detail_due:
             parameters = self._current_parameters()
             scale = getattr(optimizer, "grad_scale", None)
-            measure = self._meter.details if detail_due else self._meter.norms
-            reading = measure(parameters, scale if isinstance(scale, Tensor) else None)
+            scale = scale if isinstance(scale, Tensor) else None
+            reading = (
+                self._meter.details(parameters, scale, self.step)
+                if detail_due
+                else self._meter.norms(parameters, scale)
+            ) or NoGradient(len(parameters))
         frame = PendingFrame(
             self.name, self.step, max(1, self._version), reading, _learning_rate(optimizer)
         )

@@ -46,6 +46,20 @@ STATISTICS: tuple[Statistic, ...] = (
         "share of output units whose gradient was exactly 0 on each of the last detail frames",
     ),
     Statistic("weight_norm", "weight norm", "", Merge.ROOT_SUM_SQUARES, "L2 norm of the weights"),
+    Statistic(
+        "update_ratio",
+        "update / weight",
+        "1",
+        Merge.MEAN,
+        "change of sampled weights since the last detail frame, a step, relative to their norm",
+    ),
+    Statistic(
+        "weight_spread",
+        "weight spread",
+        "1",
+        Merge.MEAN,
+        "standard deviation of sampled weights / their root mean square; 0 when all are equal",
+    ),
 )
 
 BY_NAME: dict[str, Statistic] = {statistic.name: statistic for statistic in STATISTICS}
