@@ -251,7 +251,8 @@ def silent_units(gradient: Tensor, dim: int) -> Tensor:
     if gradient.device.type != "cpu":
         return torch.linalg.vector_norm(units, float("inf"), dim=1) == 0
     # On a CPU the L2 kernel is 7 times as fast as the maximum, but squares underflow: look again.
-    silent = torch.linalg.vector_norm(units, 2, dim=1, dtype=torch.float32) == 0
+    wide = units.dtype if _wide(units) else torch.float32
+    silent = torch.linalg.vector_norm(units, 2, dim=1, dtype=wide) == 0
     if silent.any():
         silent[silent.clone()] = ~units[silent].any(dim=1)
     return silent

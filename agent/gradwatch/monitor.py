@@ -167,6 +167,11 @@ def current_job(
     return _current
 
 
+def runs_begun() -> int:
+    """Runs that this process has recorded or is recording."""
+    return _begun
+
+
 def _place() -> dict[str, str]:
     """This process's rank as torch knows it, where no launcher has put it into the environment."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

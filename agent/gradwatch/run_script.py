@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import runpy
 import sys
@@ -13,7 +14,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradwatch.cli import Handover
-from gradwatch.monitor import current_job
+from gradwatch.monitor import current_job, runs_begun
 from gradwatch.notice import say, told
 from gradwatch.settings import SettingError, Settings
 
@@ -57,6 +58,7 @@ def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -
             os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
     if not settings.disabled:
         register_optimizer_step_pre_hook(_attach_to(settings))
+        atexit.register(_say_if_nothing_was_recorded)
     raise Handover(lambda: _start(module, script, arguments))
 
 
@@ -86,3 +88,11 @@ def _attach_to(settings: Settings) -> Any:
             say(f"cannot watch {type(optimizer).__name__}: {told(error)}")
 
     return attach
+
+
+def _say_if_nothing_was_recorded() -> None:
+    if not runs_begun():
+        say(
+            "nothing was recorded: no torch optimizer took a step. A script that changes its "
+            "parameters by hand has nothing to hook into"
+        )

@@ -264,6 +264,10 @@ UNIT_MODULES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "Conv3d": (lambda: nn.Conv3d(3, 8, 3), 0),
     "ConvTranspose1d": (lambda: nn.ConvTranspose1d(3, 8, 3), 1),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(3, 8, 3), 1),
+    "Linear of float64": (lambda: nn.Linear(3, 8, dtype=torch.float64), 0),
+    "Linear of float16": (lambda: nn.Linear(3, 8, dtype=torch.float16), 0),
+    "Linear of bfloat16": (lambda: nn.Linear(3, 8, dtype=torch.bfloat16), 0),
+    "Linear of complex64": (lambda: nn.Linear(3, 8, dtype=torch.complex64), 0),
 }
 
 

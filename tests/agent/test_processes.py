@@ -198,6 +198,13 @@ def test_a_setting_that_cannot_be_used_is_told_in_one_line(script: Callable[...,
     assert "Traceback" not in result.stderr
 
 
+def test_a_script_that_steps_no_optimizer_is_told_so(script: Callable[..., Path]) -> None:
+    result = python("-m", "gradwatch", "run", script("print('done')"))
+    assert result.returncode == 0
+    assert result.stdout == "done\n"
+    assert "nothing was recorded: no torch optimizer took a step" in result.stderr
+
+
 @pytest.mark.parametrize("how", ["one line", "gradwatch run"])
 def test_an_exception_that_nobody_caught_marks_the_run_as_failed(
     how: str, script: Callable[..., Path], collector: Collector
