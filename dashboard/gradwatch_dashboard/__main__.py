@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from gradwatch_dashboard.launch import collector_url, command
+from gradwatch_dashboard.launch import LOOPBACK, collector_url, command
 
 
 def main() -> None:
@@ -14,9 +14,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gradwatch_dashboard", description=__doc__)
     known = collector_url([], os.environ)
     parser.add_argument("--url", default=known, help="the collector's address [%(default)s]")
-    parser.add_argument("--port", type=int, default=8471, help="on loopback [%(default)s]")
+    parser.add_argument("--port", type=int, default=8471, help="[%(default)s]")
+    parser.add_argument(
+        "--host",
+        default=LOOPBACK,
+        help="address to listen on; beyond loopback whoever reaches it sees all runs, so put a "
+        "proxy that asks who they are in front [%(default)s]",
+    )
     given = parser.parse_args()
-    argv = command(given.url, given.port)
+    argv = command(given.url, given.port, given.host)
     sys.stdout.flush()
     os.execv(argv[0], argv)
 

@@ -10,8 +10,8 @@ DEFAULT_URL = "http://127.0.0.1:8470"
 COLLECTOR_FLAG = "--collector="
 APP = Path(__file__).with_name("app.py")
 
+LOOPBACK = "127.0.0.1"
 OPTIONS: Mapping[str, str] = {
-    "server.address": "127.0.0.1",
     "server.headless": "true",
     # Nobody edits an installed package; watching its files costs a thread and CPU.
     "server.fileWatcherType": "none",
@@ -27,15 +27,16 @@ OPTIONS: Mapping[str, str] = {
 }
 
 
-def command(url: str, port: int) -> list[str]:
-    """The argv that serves the dashboard of the collector at `url` on loopback port `port`.
+def command(url: str, port: int, host: str = LOOPBACK) -> list[str]:
+    """The argv that serves the dashboard of the collector at `url` on a port, of loopback only
+    unless `host` is another address.
 
     The token, when there is one, is taken from GRADWATCH_TOKEN: an argv is readable by others.
     """
     options = [item for name, value in OPTIONS.items() for item in (f"--{name}", value)]
     return [
         *(sys.executable, "-m", "streamlit", "run", str(APP)),
-        *("--server.port", str(port)),
+        *("--server.port", str(port), "--server.address", host),
         *options,
         *("--", f"{COLLECTOR_FLAG}{url}"),
     ]

@@ -146,3 +146,35 @@ class Alert(Base):
     last_error: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(Float)
     sent_at: Mapped[float | None] = mapped_column(Float)
+
+
+class Lease(Base):
+    """Who may do what only one process at a time may do, and until when."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(200))
+    until: Mapped[float] = mapped_column(Float)
+
+
+class Tick(Base):
+    """The last tick of a scheduled task: its number, which only grows, and when it was sent."""
+
+    __tablename__ = "ticks"
+
+    task: Mapped[str] = mapped_column(String(100), primary_key=True)
+    window: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[float] = mapped_column(Float)
+
+
+class TaskCount(Base):
+    """What workers have done of one task, for /metrics: any worker adds, any collector shows."""
+
+    __tablename__ = "task_counts"
+
+    task: Mapped[str] = mapped_column(String(100), primary_key=True)
+    failures: Mapped[int] = mapped_column(BigInteger, default=0)
+    seconds: Mapped[float] = mapped_column(Float, default=0.0)
+    # How many took at most so long, by bound in seconds; the last bound is "+Inf".
+    buckets: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
