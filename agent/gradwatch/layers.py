@@ -69,7 +69,14 @@ class Layer(NamedTuple):
             optimized=optimized,
             tied_to=self.aliases,
             sharding=str(getattr(self.parameter, "placements", "")),
+            held=_held(self.parameter),
         )
+
+
+def _held(parameter: Tensor) -> int | None:
+    """Elements of a sharded parameter that this rank holds; None when it holds all of them."""
+    local: Any = getattr(parameter.detach(), "to_local", None)
+    return None if local is None else int(local().numel())
 
 
 def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
@@ -83,7 +90,7 @@ def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
     for model in models:
         names = [
             (f"{path}{key}", parameter, module)
-            for path, module in _clean_paths(model)
+            for path, module in clean_paths(model)
             for key, parameter in module.named_parameters(recurse=False)
         ]
         clash = any(name in taken for name, _, _ in names)
@@ -97,7 +104,7 @@ def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
         yield Layer(first, parameter, module, tuple(others))
 
 
-def _clean_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def clean_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module with its path, as "encoder.0.", without what wrappers put into it."""
     paths = {"": ""}
     wrappers: set[str] = set()

@@ -6,6 +6,7 @@ so that reading one statistic of a frame is one slice.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 from gradwatch.wire.statistics import BY_NAME
 
 MAX_LAYERS = 100_000
+MAX_OPERANDS = 8
+# What the first non-finite value can have come from.
+ORIGINS = ("operation", "gradient", "input", "constant", "weights", "nothing")
 
 RunId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$", description="32 hexadecimal digits")]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 LayerName = Annotated[str, Meta(min_length=1, max_length=500)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Rank = Annotated[int, Meta(ge=0, le=1_000_000)]
+Text = Annotated[str, Meta(max_length=500)]
 
 
 class FrameError(ValueError):
@@ -59,6 +64,7 @@ class LayerInfo(Wire, frozen=True, kw_only=True):
     optimized: bool = True  # held by the optimizer
     tied_to: tuple[str, ...] = ()  # other names of the same tensor
     sharding: Annotated[str, Meta(max_length=200)] = ""  # "" when each rank holds all of it
+    held: Annotated[int, Meta(ge=0)] | None = None  # elements on this rank; None: all of them
 
 
 class Manifest(Wire, tag="manifest", frozen=True, kw_only=True):
@@ -136,7 +142,71 @@ class Drops(Wire, tag="drops", frozen=True, kw_only=True):
     counts: Annotated[dict[Name, Annotated[int, Meta(ge=0)]], Meta(max_length=50)]
 
 
-Record = Manifest | Frame | RunEnd | Drops
+class Operand(Wire, frozen=True, kw_only=True):
+    """A tensor that the operation was given: its shape, and the range of its elements."""
+
+    shape: tuple[int, ...]
+    dtype: Annotated[str, Meta(max_length=50)]
+    low: float  # NaN when it holds one
+    high: float
+
+    def __str__(self) -> str:
+        size = ", ".join(map(str, self.shape))
+        if math.isnan(self.low):
+            return f"NaN in {self.dtype}[{size}]"
+        return f"{self.low:.4g} to {self.high:.4g}, {self.dtype}[{size}]"
+
+
+class Origin(Wire, tag="origin", frozen=True, kw_only=True):
+    """The first value that was not finite in a traced step of one rank.
+
+    kind "gradient": the operation's derivative, though its value was finite. "input": a tensor
+    that came from outside, as a batch does; the operation is the first that used it. "weights": a
+    parameter or buffer was non-finite before the step. "nothing": no traced step showed any.
+    """
+
+    optimizer: Name
+    rank: Rank
+    step: Step  # the step that was traced
+    kind: Annotated[str, Meta(pattern=f"^({'|'.join(ORIGINS)})$")]
+    operation: Annotated[str, Meta(max_length=200)] = ""
+    module: Text = ""  # path in the model; "" outside of it, as in a loss
+    module_class: Annotated[str, Meta(max_length=200)] = ""
+    source: Text = ""  # file:line in function
+    operands: Annotated[tuple[Operand, ...], Meta(max_length=MAX_OPERANDS)] = ()
+    replayed: bool = False  # computed beside the step, with the weights of before the first NaN
+    note: Text = ""
+
+    @property
+    def place(self) -> str:
+        """The operation, module and line in a few words."""
+        what = {
+            "gradient": f"the derivative of {self.operation}",
+            "input": f"the data given to {self.operation}",
+            "constant": f"a value written by {self.operation}",
+            "weights": "the weights, non-finite before the step",
+            "nothing": "no operation of the traced steps",
+        }.get(self.kind, self.operation)
+        where = f" in {self.module or self.module_class}" if self.module_class else ""
+        kind = f" ({self.module_class})" if self.module else ""
+        line = f" at {self.source}" if self.source else ""
+        return f"{what}{where}{kind}{line}"
+
+    def evidence(self, ranks: int = 1) -> dict[str, float | int | str]:
+        """Labels and values for a finding's evidence. ranks: processes of the run."""
+        told: dict[str, float | int | str] = {"began in": self.place}
+        for place, operand in enumerate(self.operands):
+            told["its input" if place == 0 else f"its input {place + 1}"] = str(operand)
+        if ranks > 1 and self.kind != "nothing":
+            told["began on rank"] = self.rank
+        again = ", computed again with the weights of before" if self.replayed else ""
+        told["found by tracing step"] = f"{self.step}{again}"
+        if self.note:
+            told["note"] = self.note
+        return told
+
+
+Record = Manifest | Frame | RunEnd | Drops | Origin
 
 
 class Rejection(Wire, frozen=True, kw_only=True):

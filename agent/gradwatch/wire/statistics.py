@@ -17,6 +17,7 @@ class Merge(Enum):
     MAX = "largest"
     SUM = "sum"
     MEAN = "mean weighted by the number of elements"
+    DEVIATION = "standard deviation of all elements, from the norm and deviation of each part"
 
 
 class Statistic(NamedTuple):
@@ -33,7 +34,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("norm", "gradient norm", "", Merge.ROOT_SUM_SQUARES, "L2 norm of the gradient"),
     Statistic("mean_abs", "mean |g|", "", Merge.MEAN, "L1 norm divided by the element count"),
     Statistic("absmax", "max |g|", "", Merge.MAX, "largest absolute element"),
-    Statistic("std", "std of g", "", Merge.MEAN, "standard deviation of the elements"),
+    Statistic("std", "std of g", "", Merge.DEVIATION, "standard deviation of the elements"),
     Statistic(
         "zero_fraction", "zeros", "1", Merge.MEAN, "share of sampled elements that are exactly 0"
     ),

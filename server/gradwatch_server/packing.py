@@ -1,0 +1,131 @@
+"""Frames at rest: smaller than on the wire, and read back bit for bit.
+
+The bytes of a matrix of floats are put in order of significance before zstd sees them: signs and
+exponents of neighbouring layers are alike, mantissas are noise. 300 layers with 8 statistics take
+19.5 bytes a layer in place of 32, norms alone 4.7 in place of 8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.wire.frame import Frame, FrameError
+from gradwatch.wire.histogram import BUCKETS
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# Higher levels gain 3 % and take twice the time.
+LEVEL = 1
+DIGEST_BYTES = 16
+FLOAT_BYTES = 4
+
+
+class Packed(msgspec.Struct, array_like=True, frozen=True):
+    """What a row holds of a frame beside its key. Fields may be added at the end alone."""
+
+    time: float
+    manifest: int
+    columns: tuple[str, ...]
+    values: memoryview
+    scalars: dict[str, float]
+    events: tuple[str, ...]
+    histograms: memoryview | None
+    missing: tuple[int, ...] = ()  # of a merged frame: ranks that had not reported
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Packed] = msgspec.msgpack.Decoder(Packed)
+_local = threading.local()
+
+
+def digest(raw: bytes) -> bytes:
+    """What tells a repeat from another frame of the same key. raw: the frame as it was sent."""
+    return hashlib.sha256(raw).digest()[:DIGEST_BYTES]
+
+
+def pack_frame(frame: Frame, missing: tuple[int, ...] = ()) -> bytes:
+    """A frame's row. missing: of a merged frame, the ranks that had not reported."""
+    return _encoder.encode(
+        Packed(
+            time=frame.time,
+            manifest=frame.manifest,
+            columns=frame.columns,
+            values=memoryview(_squeeze(frame.values)),
+            scalars=frame.scalars,
+            events=frame.events,
+            histograms=frame.histograms,
+            missing=missing,
+        )
+    )
+
+
+def unpack_frame(body: bytes, optimizer: str, rank: int, step: int) -> Frame:
+    """The frame of a row, with its key."""
+    packed = _decoder.decode(body)
+    return Frame(
+        optimizer=optimizer,
+        rank=rank,
+        step=step,
+        time=packed.time,
+        manifest=packed.manifest,
+        columns=packed.columns,
+        values=memoryview(_unsqueeze(packed.values)),
+        scalars=packed.scalars,
+        events=packed.events,
+        histograms=packed.histograms,
+    )
+
+
+def missing_ranks(body: bytes) -> tuple[int, ...]:
+    """Ranks that had not reported when the frame of this row was merged."""
+    return _decoder.decode(body).missing
+
+
+def unpack_histograms(frame: Frame) -> NDArray[np.uint32] | None:
+    """Counts of each layer's sample. uint32[layers, BUCKETS], None when the frame has none.
+
+    Raises FrameError when they are not those of the frame's layers.
+    """
+    if frame.histograms is None:
+        return None
+    count = frame.layers * BUCKETS
+    unpacking = zstd.ZstdDecompressor()
+    try:
+        # One byte more than the widest that is right, so that a bomb is seen and not unpacked.
+        content = unpacking.decompress(frame.histograms, 4 * count + 1)
+    except zstd.ZstdError as error:
+        raise FrameError(f"histograms: not zstd: {error}") from None
+    if not unpacking.eof or unpacking.unused_data or len(content) not in (2 * count, 4 * count):
+        raise FrameError(f"histograms: not zstd of uint16[{frame.layers}, {BUCKETS}]")
+    # Ranks add up to more than 16 bits hold.
+    width = "<u2" if len(content) == 2 * count else "<u4"
+    return np.frombuffer(content, dtype=width).reshape(-1, BUCKETS).astype(np.uint32)
+
+
+def pack_histograms(counts: NDArray[np.uint32]) -> memoryview:
+    """Counts as a frame carries them. counts: uint32[layers, BUCKETS]."""
+    width = "<u2" if counts.max(initial=0) < 1 << 16 else "<u4"
+    return memoryview(zstd.compress(counts.astype(width).tobytes(), level=LEVEL))
+
+
+def _squeeze(values: memoryview) -> bytes:
+    planes = np.frombuffer(values, dtype=np.uint8).reshape(-1, FLOAT_BYTES).T
+    compressor: zstd.ZstdCompressor | None = getattr(_local, "compressor", None)
+    if compressor is None:
+        # One a thread: they are not to be shared, and a new one costs more than a frame.
+        compressor = _local.compressor = zstd.ZstdCompressor(level=LEVEL)
+    return compressor.compress(planes.tobytes(), mode=zstd.ZstdCompressor.FLUSH_FRAME)
+
+
+def _unsqueeze(squeezed: memoryview) -> bytes:
+    planes = np.frombuffer(zstd.decompress(squeezed), dtype=np.uint8).reshape(FLOAT_BYTES, -1)
+    return planes.T.tobytes()
