@@ -30,10 +30,10 @@ from gradwatch.wire.codec import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
     BatchTooLargeError,
-    decode_batch,
 )
 from gradwatch.wire.frame import Receipt, RunInfo
 from gradwatch_server import queries
+from gradwatch_server.arrivals import arrive
 from gradwatch_server.database import migrate, open_database, reading, writing
 from gradwatch_server.ingest import introduce
 from gradwatch_server.metrics import DatabaseCollector, expose
@@ -190,13 +190,15 @@ def _add_ingest(app: FastAPI, engine: Engine, guard: list[Any]) -> None:
         openapi_extra={"requestBody": {"content": {CONTENT_TYPE: {}}, "required": True}},
     )
     async def post_records(run: RunKey, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        good, bad = decode_batch(await _body_of(request))
-        receipt: Receipt = await asyncio.wrap_future(app.state.writer.submit(run, good))
-        rejected = sorted([*bad, *receipt.rejected], key=lambda rejection: rejection.place)
+        arrivals = await asyncio.to_thread(arrive, await _body_of(request))
+        waiting = app.state.writer.submit(run, arrivals.records)
+        receipt: Receipt = await asyncio.wrap_future(waiting)
+        rejected = sorted([*arrivals.rejected, *receipt.rejected], key=lambda item: item.place)
         if rejected:
             stored = receipt.stored + receipt.repeated
             detail = f"{len(rejected)} records refused, {stored} frames kept: {rejected[0].reason}"
-            return problem(422, detail, rejected)
+            status = 409 if all(item.conflict for item in rejected) else 422
+            return problem(status, detail, rejected)
         return Response(msgspec.json.encode(receipt), media_type="application/json")
 
 

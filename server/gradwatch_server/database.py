@@ -10,6 +10,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -39,17 +40,31 @@ def open_database(url: str) -> Engine:
     return engine
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the tables up to date; safe to call at every start."""
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the tables up to date, or to a revision; safe to call at every start.
+
+    A revision older than the tables' takes them back.
+    """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.execution_options(writes=True).begin() as connection:
-        if connection.dialect.name == "postgresql":
-            # Of collectors that start together, one makes the tables and the others find them.
-            lock = text("SELECT pg_advisory_xact_lock(:key)")
-            connection.execute(lock, {"key": MIGRATION_LOCK})
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    with engine.execution_options(writes=True).connect() as connection:
+        if connection.dialect.name == "sqlite":
+            # A table that SQLite has to write anew would take along what refers to it. This is
+            # obeyed outside of transactions alone.
+            connection.connection.dbapi_connection.execute("PRAGMA foreign_keys=OFF")  # pyright: ignore
+        try:
+            with connection.begin():
+                if connection.dialect.name == "postgresql":
+                    # Of collectors that start together, one makes the tables, the others find them.
+                    lock = text("SELECT pg_advisory_xact_lock(:key)")
+                    connection.execute(lock, {"key": MIGRATION_LOCK})
+                config.attributes["connection"] = connection
+                known = MigrationContext.configure(connection).get_current_revision() or ""
+                down = revision != "head" and (revision == "base" or known > revision)
+                (command.downgrade if down else command.upgrade)(config, revision)
+        finally:
+            if connection.dialect.name == "sqlite":
+                connection.connection.dbapi_connection.execute("PRAGMA foreign_keys=ON")  # pyright: ignore
 
 
 def insert_new(session: Session, model: type[Any]) -> Any:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gradwatch.health import non_finite
 from gradwatch.wire.codec import Decoded
 from gradwatch.wire.frame import Drops, Frame, Manifest, Receipt, Rejection, RunEnd, RunInfo
+from gradwatch_server.arrivals import Arrived, ArrivedFrame
 from gradwatch_server.database import finite, insert_new
 from gradwatch_server.findings import reconcile
-from gradwatch_server.models import DETAILS, NORMS, SCALARS, FrameRow, ManifestRow, Optimizer, Run
+from gradwatch_server.merge import MERGED
+from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, Run
+from gradwatch_server.ranks import chunks, grow_world, merge_arrivals, settled_steps
 from gradwatch_server.storable import refusal, without_nul
 from gradwatch_server.windows import load_layout, window_of
 
 # Key of a frame within its optimizer.
 Key = tuple[int, int]  # rank, step
-# Steps that one query asks for.
-STEPS_A_QUERY = 1000
 
 
 class UnknownRunError(LookupError):
@@ -44,27 +44,35 @@ class Stored(msgspec.Struct):
 
 
 def introduce(session: Session, info: RunInfo) -> None:
-    """Make a run known. Repeating it changes nothing. Raises UnstorableRunError."""
+    """Make a run known. Repeating it changes nothing, but that a job may have gained ranks.
+
+    Raises UnstorableRunError.
+    """
     if reason := refusal(info):
         raise UnstorableRunError(reason)
     row = {
         "key": info.id,
         "project": info.project,
         "info": msgspec.json.encode(info),
+        "world_size": info.world_size,
         "status": "running",
         "reason": "",
         "created_at": time.time(),
         "dropped": {},
+        "conflicts": 0,
         "loss_nonfinite": False,
         "changed": 0,
         "judged": 0,
         "leased_until": 0.0,
     }
     session.execute(insert_new(session, Run), [row])
+    grown = select(Run).where(Run.key == info.id, Run.world_size < info.world_size)
+    if run := session.scalar(grown.with_for_update()):
+        grow_world(session, run, info.world_size)
 
 
 def store(
-    session: Session, run_key: str, records: Sequence[Decoded], channels: Sequence[str]
+    session: Session, run_key: str, records: Sequence[Arrived], channels: Sequence[str]
 ) -> Stored:
     """Write one batch within the caller's transaction. Raises UnknownRunError."""
     # The lock puts the collectors that write one run in turn; SQLite has one writer anyway.
@@ -72,11 +80,12 @@ def store(
     if run is None:
         raise UnknownRunError(run_key)
     batch = _Batch(session, run)
-    for decoded in records:
-        batch.take(decoded)
+    for arrived in records:
+        batch.take(arrived)
     batch.write_frames()
     alerted = batch.raise_non_finite(channels)
     run.changed += 1
+    run.conflicts += sum(rejection.conflict for rejection in batch.rejected)
     return Stored(
         Receipt(stored=batch.stored, repeated=batch.repeated, rejected=batch.rejected), alerted
     )
@@ -103,11 +112,14 @@ class _Batch:
             ).where(ManifestRow.optimizer_id.in_([row.id for row in self._optimizers.values()]))
         ):
             self._layer_counts[optimizer_id, rank, version] = layers
-        self._frames: dict[str, dict[Key, Decoded]] = collections.defaultdict(dict)
+        self._frames: dict[str, dict[Key, ArrivedFrame]] = collections.defaultdict(dict)
         self._broken: dict[tuple[str, int], list[Frame]] = collections.defaultdict(list)
 
-    def take(self, decoded: Decoded) -> None:
+    def take(self, decoded: Arrived) -> None:
         """Sort one record in; frames are written together at the end."""
+        if isinstance(decoded, ArrivedFrame):
+            self._take_frame(decoded)
+            return
         record = decoded.record
         if reason := refusal(record):
             self._reject(decoded, reason)
@@ -115,12 +127,12 @@ class _Batch:
         match record:
             case Manifest():
                 self._take_manifest(record, decoded)
-            case Frame():
-                self._take_frame(record, decoded)
             case RunEnd():
                 self._end(record)
             case Drops():
                 self._count_drops(record)
+            case _:
+                pass
 
     def _take_manifest(self, manifest: Manifest, decoded: Decoded) -> None:
         optimizer = self._optimizers.get(manifest.optimizer)
@@ -128,6 +140,8 @@ class _Batch:
             optimizer = Optimizer(
                 run_id=self._run.id,
                 name=manifest.optimizer,
+                speaker=0 if self._run.world_size == 1 else MERGED,
+                kept_from=0,
                 frames=0,
                 nonfinite_frames=0,
                 first_step=0,
@@ -144,8 +158,11 @@ class _Batch:
                     decoded,
                     f"version: another manifest {manifest.version} of {manifest.optimizer!r} is "
                     "stored already; layers that change need a new version",
+                    conflict=True,
                 )
             return
+        if manifest.rank >= self._run.world_size:
+            grow_world(self._session, self._run, manifest.rank + 1)
         self._layer_counts[key] = len(manifest.layers)
         row = {
             "optimizer_id": optimizer.id,
@@ -156,10 +173,11 @@ class _Batch:
         }
         self._session.execute(insert_new(self._session, ManifestRow), [row])
         newest = max(version for row_id, _, version in self._layer_counts if row_id == optimizer.id)
-        if manifest.version == newest:
+        if manifest.version == newest and (optimizer.speaker != MERGED or not optimizer.layers):
             optimizer.layers = len(manifest.layers)
 
-    def _take_frame(self, frame: Frame, decoded: Decoded) -> None:
+    def _take_frame(self, decoded: ArrivedFrame) -> None:
+        frame = decoded.record
         optimizer = self._optimizers.get(frame.optimizer)
         key = (optimizer.id if optimizer else 0, frame.rank, frame.manifest)
         layers = self._layer_counts.get(key)
@@ -179,64 +197,77 @@ class _Batch:
             if known is None:
                 self._frames[frame.optimizer][frame.rank, frame.step] = decoded
             else:
-                self._settle_repeat(decoded, known.raw)
+                self._settle_repeat(decoded, known.digest)
 
-    def _settle_repeat(self, decoded: Decoded, known: bytes) -> None:
+    def _settle_repeat(self, decoded: ArrivedFrame, known: bytes) -> None:
         """A key that is taken: the same frame again is fine, another one is not."""
-        if decoded.raw == known:
+        if decoded.digest == known:
             self.repeated += 1
         else:
-            self._reject(decoded, "step: another frame of this rank and step is stored already")
+            reason = "step: another frame of this rank and step is stored already"
+            self._reject(decoded, reason, conflict=True)
 
-    def _reject(self, decoded: Decoded, reason: str) -> None:
-        self.rejected.append(Rejection(place=decoded.place, reason=reason))
+    def _reject(self, decoded: Arrived, reason: str, conflict: bool = False) -> None:
+        rejection = Rejection(place=decoded.place, reason=reason, conflict=conflict)
+        self.rejected.append(rejection)
 
     def write_frames(self) -> None:
         """Insert the frames that are new, in one statement for each optimizer."""
         for name, frames in self._frames.items():
             optimizer = self._optimizers[name]
-            for key, body in self._stored_bodies(optimizer, frames).items():
-                self._settle_repeat(frames.pop(key), body)
+            for key, known in self._stored_digests(optimizer, frames):
+                self._settle_repeat(frames.pop(key), known)
+            if optimizer.speaker == MERGED:
+                self._leave_settled(optimizer, frames)
             if frames:
                 self._insert(optimizer, frames)
 
-    def _stored_bodies(self, optimizer: Optimizer, frames: dict[Key, Decoded]) -> dict[Key, bytes]:
+    def _stored_digests(
+        self, optimizer: Optimizer, frames: dict[Key, ArrivedFrame]
+    ) -> Iterator[tuple[Key, bytes]]:
+        """Those of `frames` whose keys are taken, with the digest of what is stored there."""
         ranks = {rank for rank, _ in frames}
-        steps = sorted({step for _, step in frames})
-        stored: dict[Key, bytes] = {}
         # By name and not by range: a batch may hold the first step of a long run and the last.
-        for start in range(0, len(steps), STEPS_A_QUERY):
+        for steps in chunks({step for _, step in frames}):
             rows = self._session.execute(
-                select(FrameRow.rank, FrameRow.step, FrameRow.body).where(
+                select(FrameRow.rank, FrameRow.step, FrameRow.digest).where(
                     FrameRow.optimizer_id == optimizer.id,
                     FrameRow.rank.in_(ranks),
-                    FrameRow.step.in_(steps[start : start + STEPS_A_QUERY]),
+                    FrameRow.step.in_(steps),
                 )
-            )
-            stored |= {(rank, step): body for rank, step, body in rows if (rank, step) in frames}
-        return stored
+            ).all()
+            for rank, step, digest in rows:
+                if (rank, step) in frames:
+                    yield (rank, step), digest
 
-    def _insert(self, optimizer: Optimizer, frames: dict[Key, Decoded]) -> None:
+    def _leave_settled(self, optimizer: Optimizer, frames: dict[Key, ArrivedFrame]) -> None:
+        """Frames of steps so old that their ranks are not kept apart any more change nothing."""
+        settled = settled_steps(self._session, optimizer, {step for _, step in frames})
+        for key in [key for key in frames if key[1] in settled]:
+            del frames[key]
+            self.repeated += 1
+
+    def _insert(self, optimizer: Optimizer, frames: dict[Key, ArrivedFrame]) -> None:
         rows: list[dict[str, Any]] = []
-        taken: list[Frame] = []
-        for (rank, step), decoded in frames.items():
-            frame = decoded.record
-            assert isinstance(frame, Frame)
-            taken.append(frame)
-            if _is_broken(frame):
-                self._broken[optimizer.name, rank].append(frame)
+        for (rank, step), arrived in frames.items():
+            if arrived.broken:
+                self._broken[optimizer.name, rank].append(arrived.record)
             rows.append(
                 {
                     "optimizer_id": optimizer.id,
                     "rank": rank,
                     "step": step,
-                    "holds": _holds(frame),
-                    "body": decoded.raw,
+                    "holds": arrived.holds,
+                    "digest": arrived.digest,
+                    "body": arrived.body,
                 }
             )
         self._session.execute(insert_new(self._session, FrameRow), rows)
         self.stored += len(rows)
-        self._summarise(optimizer, taken)
+        optimizer.nonfinite_frames += sum(arrived.broken for arrived in frames.values())
+        self._summarise(optimizer, [arrived.record for arrived in frames.values()])
+        if optimizer.speaker == MERGED:
+            merge_arrivals(self._session, self._run, optimizer, frames)
 
     def _summarise(self, optimizer: Optimizer, frames: Sequence[Frame]) -> None:
         """Keep what lists and gauges show beside the run, so that they read no frames."""
@@ -253,7 +284,6 @@ class _Batch:
                 self._run.loss = finite(loss)
                 self._run.loss_nonfinite = self._run.loss is None
         optimizer.frames += len(frames)
-        optimizer.nonfinite_frames += sum(map(_is_broken, frames))
         times = [frame.time for frame in frames if math.isfinite(frame.time)]
         if times:
             self._run.last_frame_at = max(self._run.last_frame_at or 0.0, *times)
@@ -288,16 +318,3 @@ class _Batch:
         counts = collections.Counter(self._run.dropped)
         counts.update(drops.counts)
         self._run.dropped = dict(counts)
-
-
-def _is_broken(frame: Frame) -> bool:
-    """Whether a frame tells of a NaN or Inf in a gradient or in the loss."""
-    counts = frame.row("nonfinite")
-    broken_gradient = counts is not None and bool(np.any(counts > 0))
-    return broken_gradient or not math.isfinite(frame.scalars.get("loss", 0.0))
-
-
-def _holds(frame: Frame) -> int:
-    if "mean_abs" in frame.columns:
-        return DETAILS
-    return NORMS if frame.columns or _is_broken(frame) else SCALARS

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     Float,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -49,11 +50,14 @@ class Run(Base):
     key: Mapped[str] = mapped_column(String(32), unique=True)  # the agent's own identifier
     project: Mapped[str] = mapped_column(String(200), index=True)
     info: Mapped[bytes] = mapped_column(LargeBinary)  # JSON of wire.RunInfo
+    world_size: Mapped[int] = mapped_column(Integer, server_default="1")
     status: Mapped[str] = mapped_column(String(20), default="running")
     reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(Float)  # Unix seconds, as all times here
     last_frame_at: Mapped[float | None] = mapped_column(Float)
     dropped: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    # Records refused because another one of the same key was stored before.
+    conflicts: Mapped[int] = mapped_column(BigInteger, server_default="0")
     loss: Mapped[float | None] = mapped_column(Float)
     loss_nonfinite: Mapped[bool] = mapped_column(Boolean, default=False)
     # Grows with every change; a run is due for judgement while `judged` lags behind.
@@ -77,6 +81,10 @@ class Optimizer(Base):
     first_step: Mapped[int] = mapped_column(BigInteger, default=0)
     last_step: Mapped[int] = mapped_column(BigInteger, default=0)
     total_norm: Mapped[float | None] = mapped_column(Float)
+    # The rank whose frames speak for the run: the only one, or MERGED for all together.
+    speaker: Mapped[int] = mapped_column(Integer, server_default="0")
+    # Frames of single ranks are kept from this step on; before it only the merged ones are.
+    kept_from: Mapped[int] = mapped_column(BigInteger, server_default="0")
 
 
 class ManifestRow(Base):
@@ -94,7 +102,7 @@ class ManifestRow(Base):
 
 
 class FrameRow(Base):
-    """One frame, as it was sent."""
+    """One frame of one rank, or of all of them merged."""
 
     __tablename__ = "frames"
     __table_args__ = (UniqueConstraint("optimizer_id", "rank", "step"),)
@@ -104,7 +112,23 @@ class FrameRow(Base):
     rank: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(BigInteger)
     holds: Mapped[int] = mapped_column(SmallInteger)  # SCALARS, NORMS or DETAILS
-    body: Mapped[bytes] = mapped_column(LargeBinary)  # wire.Frame as it was sent
+    digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the frame as sent; b"" when merged
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # packing.Packed
+
+
+class PartialStep(Base):
+    """A step of a run of several ranks that not all of them have reported."""
+
+    __tablename__ = "partial_steps"
+    __table_args__ = (Index(None, "merged", "opened_at"),)
+
+    optimizer_id: Mapped[int] = mapped_column(
+        ForeignKey("optimizers.id", ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    arrived: Mapped[bytes] = mapped_column(LargeBinary)  # one bit a rank, the lowest first
+    opened_at: Mapped[float] = mapped_column(Float)  # when the first rank's frame came
+    merged: Mapped[bool] = mapped_column(Boolean)  # without the missing ranks, after a timeout
 
 
 class FindingRow(Base):

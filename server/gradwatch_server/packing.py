@@ -28,6 +28,8 @@ LEVEL = 1
 DIGEST_BYTES = 16
 FLOAT_BYTES = 4
 
+Ranges = tuple[tuple[int, int], ...]
+
 
 class Packed(msgspec.Struct, array_like=True, frozen=True):
     """What a row holds of a frame beside its key. Fields may be added at the end alone."""
@@ -39,7 +41,8 @@ class Packed(msgspec.Struct, array_like=True, frozen=True):
     scalars: dict[str, float]
     events: tuple[str, ...]
     histograms: memoryview | None
-    missing: tuple[int, ...] = ()  # of a merged frame: ranks that had not reported
+    # Of a merged frame: the ranks that had not reported, as first and last of each range.
+    missing: Ranges = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -52,7 +55,7 @@ def digest(raw: bytes) -> bytes:
     return hashlib.sha256(raw).digest()[:DIGEST_BYTES]
 
 
-def pack_frame(frame: Frame, missing: tuple[int, ...] = ()) -> bytes:
+def pack_frame(frame: Frame, missing: Ranges = ()) -> bytes:
     """A frame's row. missing: of a merged frame, the ranks that had not reported."""
     return _encoder.encode(
         Packed(
@@ -85,8 +88,9 @@ def unpack_frame(body: bytes, optimizer: str, rank: int, step: int) -> Frame:
     )
 
 
-def missing_ranks(body: bytes) -> tuple[int, ...]:
-    """Ranks that had not reported when the frame of this row was merged."""
+def missing_ranks(body: bytes) -> Ranges:
+    """Ranks that had not reported when the frame of this row was merged: first and last of each
+    range."""
     return _decoder.decode(body).missing
 
 

@@ -35,7 +35,10 @@ def problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        rejected=[{"place": item.place, "reason": item.reason} for item in rejected],
+        rejected=[
+            {"place": item.place, "reason": item.reason, "conflict": item.conflict}
+            for item in rejected
+        ],
     )
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
 

@@ -10,11 +10,11 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from gradwatch.wire.api import Flow, Heatmap, Scalars
-from gradwatch.wire.codec import decode_frame
 from gradwatch.wire.frame import Frame
 from gradwatch.wire.statistics import BY_NAME
 from gradwatch_server.models import DETAILS, NORMS, SCALARS, FrameRow, Optimizer, Run
-from gradwatch_server.windows import SPEAKING_RANK, load_layout, statistic_rows
+from gradwatch_server.packing import unpack_frame
+from gradwatch_server.windows import load_layout, statistic_rows
 
 MAX_COLUMNS = 2000
 # Frames decoded at a time: bounds memory, whatever the length of the run.
@@ -64,7 +64,7 @@ def heatmap(
     steps: list[int] = []
     values: list[NDArray[np.float32]] = []
     broken: list[NDArray[np.bool_]] = []
-    for frames in _chunks(session, chosen):
+    for frames in _chunks(session, optimizer, chosen):
         measured = [frame for frame in frames if statistic in frame.columns]
         if measured:
             steps += [frame.step for frame in measured]
@@ -105,10 +105,10 @@ def _fold(
 def flow(session: Session, optimizer: Optimizer, step: int | None) -> Flow:
     """Every statistic of the last detail frame at or before `step`. Raises NotFoundError."""
     newest = _frames_of(optimizer, DETAILS, None, step)
-    body = session.scalar(newest.order_by(None).order_by(FrameRow.step.desc()).limit(1))
-    if body is None:
+    row = session.execute(newest.order_by(None).order_by(FrameRow.step.desc()).limit(1)).first()
+    if row is None:
         raise NotFoundError("no detail frame has come yet")
-    frame = decode_frame(body)
+    frame = unpack_frame(row.body, optimizer.name, optimizer.speaker, row.step)
     layout = load_layout(session, optimizer)
     order = layout.by_depth()
     statistics: dict[str, list[float | None]] = {}
@@ -128,7 +128,7 @@ def scalars(session: Session, optimizer: Optimizer, columns: int) -> Scalars:
     chosen = _frames_of(optimizer, SCALARS, None, None)
     steps: list[int] = []
     found: list[dict[str, float]] = []
-    for frames in _chunks(session, chosen):
+    for frames in _chunks(session, optimizer, chosen):
         steps += [frame.step for frame in frames]
         found += [frame.scalars for frame in frames]
     picked = np.unique(np.linspace(0, max(0, len(steps) - 1), min(columns, len(steps)), dtype=int))
@@ -151,11 +151,11 @@ def scalars(session: Session, optimizer: Optimizer, columns: int) -> Scalars:
 
 def _frames_of(
     optimizer: Optimizer, holds: int, first: int | None, last: int | None
-) -> Select[bytes]:
-    """Bodies of an optimizer's frames that hold at least so much, in ascending order of step."""
-    chosen = select(FrameRow.body).where(
+) -> Select[int, bytes]:
+    """Steps and bodies of frames that hold at least so much, in ascending order of step."""
+    chosen = select(FrameRow.step, FrameRow.body).where(
         FrameRow.optimizer_id == optimizer.id,
-        FrameRow.rank == SPEAKING_RANK,
+        FrameRow.rank == optimizer.speaker,
         FrameRow.holds >= holds,
     )
     if first is not None:
@@ -165,7 +165,9 @@ def _frames_of(
     return chosen.order_by(FrameRow.step)
 
 
-def _chunks(session: Session, chosen: Select[bytes]) -> Iterator[list[Frame]]:
-    streamed = session.scalars(chosen.execution_options(yield_per=CHUNK_FRAMES))
-    for bodies in streamed.partitions():
-        yield [decode_frame(body) for body in bodies]
+def _chunks(
+    session: Session, optimizer: Optimizer, chosen: Select[int, bytes]
+) -> Iterator[list[Frame]]:
+    streamed = session.execute(chosen.execution_options(yield_per=CHUNK_FRAMES))
+    for rows in streamed.partitions():
+        yield [unpack_frame(body, optimizer.name, optimizer.speaker, step) for step, body in rows]

@@ -74,6 +74,7 @@ def run_view(
         ],
         findings=finding_views(findings, run.key),
         dropped=run.dropped,
+        conflicts=run.conflicts,
         loss=run.loss,
         loss_nonfinite=run.loss_nonfinite,
     )

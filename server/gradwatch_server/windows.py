@@ -7,38 +7,41 @@ from sqlalchemy.orm import Session
 
 from gradwatch.health.window import Window
 from gradwatch.windows import Layout, statistic_rows, window_of
-from gradwatch.wire.codec import decode_frame, decode_manifest
 from gradwatch_server.models import NORMS, FrameRow, ManifestRow, Optimizer
+from gradwatch_server.packing import unpack_frame
+from gradwatch_server.ranks import read_manifest
 
 # Frames that a judgement looks at: some minutes of a quick job, with dozens of detail frames.
 WINDOW_FRAMES = 512
-# Until ranks are merged, the first one speaks for the run: it has the average under DDP.
-SPEAKING_RANK = 0
 
 
 __all__ = ["Layout", "load_layout", "load_window", "statistic_rows", "window_of"]
 
 
-def load_layout(session: Session, optimizer: Optimizer, rank: int = SPEAKING_RANK) -> Layout:
-    """The layers of an optimizer, as one of its ranks described them."""
+def load_layout(session: Session, optimizer: Optimizer, rank: int | None = None) -> Layout:
+    """The layers of an optimizer, as one of its ranks described them, or all of them together."""
+    speaker = optimizer.speaker if rank is None else rank
     rows = session.scalars(
         select(ManifestRow.body)
-        .where(ManifestRow.optimizer_id == optimizer.id, ManifestRow.rank == rank)
+        .where(ManifestRow.optimizer_id == optimizer.id, ManifestRow.rank == speaker)
         .order_by(ManifestRow.version)
     )
-    return Layout([decode_manifest(body) for body in rows])
+    return Layout([read_manifest(body) for body in rows])
 
 
 def load_window(session: Session, optimizer: Optimizer, frames: int = WINDOW_FRAMES) -> Window:
     """The last measured frames of an optimizer, oldest first."""
-    bodies = session.scalars(
-        select(FrameRow.body)
+    rows = session.execute(
+        select(FrameRow.step, FrameRow.body)
         .where(
             FrameRow.optimizer_id == optimizer.id,
-            FrameRow.rank == SPEAKING_RANK,
+            FrameRow.rank == optimizer.speaker,
             FrameRow.holds >= NORMS,
         )
         .order_by(FrameRow.step.desc())
         .limit(frames)
     ).all()
-    return window_of(load_layout(session, optimizer), map(decode_frame, reversed(bodies)))
+    recorded = [
+        unpack_frame(body, optimizer.name, optimizer.speaker, step) for step, body in reversed(rows)
+    ]
+    return window_of(load_layout(session, optimizer), recorded)

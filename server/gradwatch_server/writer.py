@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine
 
-from gradwatch.wire.codec import Decoded
 from gradwatch.wire.frame import Receipt
+from gradwatch_server.arrivals import Arrived
 from gradwatch_server.database import writing
 from gradwatch_server.ingest import Stored, UnknownRunError, store
 
@@ -32,7 +32,7 @@ class BusyError(RuntimeError):
 
 class _Waiting(NamedTuple):
     run_key: str
-    records: Sequence[Decoded]
+    records: Sequence[Arrived]
     answer: Future[Receipt]
 
 
@@ -54,7 +54,7 @@ class Writer:
         """Batches that wait for a commit."""
         return self._queue.qsize()
 
-    def submit(self, run_key: str, records: Sequence[Decoded]) -> Future[Receipt]:
+    def submit(self, run_key: str, records: Sequence[Arrived]) -> Future[Receipt]:
         """Store a batch; the future is done after the commit. Raises BusyError when full."""
         answer: Future[Receipt] = Future()
         try:

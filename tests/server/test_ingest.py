@@ -11,23 +11,30 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from synthetic_runs import DETAILS, dense, detail, frame, healthy, manifest, new_run
+from synthetic_runs import DETAILS, OPTIMIZER, dense, detail, frame, healthy, manifest, new_run
 
 from gradwatch.wire.codec import (
     MAX_BATCH_BYTES,
     MAX_BODY_BYTES,
     compress,
-    decode_frame,
     encode_record,
     pack,
 )
-from gradwatch.wire.frame import Drops, RunEnd
+from gradwatch.wire.frame import Drops, Frame, RunEnd
+from gradwatch.wire.histogram import BUCKETS
 from gradwatch_server.models import FrameRow, Run
+from gradwatch_server.packing import unpack_frame, unpack_histograms
+
+
+def stored_frames(collector: Any) -> list[Frame]:
+    with Session(collector.engine) as session:
+        rows = session.scalars(select(FrameRow).order_by(FrameRow.step, FrameRow.rank))
+        return [unpack_frame(row.body, OPTIMIZER, row.rank, row.step) for row in rows]
 
 
 def stored_bodies(collector: Any) -> list[bytes]:
-    with Session(collector.engine) as session:
-        return list(session.scalars(select(FrameRow.body).order_by(FrameRow.step, FrameRow.rank)))
+    """Frames as they were sent."""
+    return [encode_record(frame) for frame in stored_frames(collector)]
 
 
 def test_introducing_a_run_again_changes_nothing(collector):
@@ -60,7 +67,7 @@ def test_non_finite_numbers_read_back_bit_for_bit(collector):
     )
     sent = frame(3, bits.view(np.float32), scalars={"loss": math.inf, "lr": math.nan})
     collector.store(run, [manifest(dense(4)), sent])
-    read = decode_frame(stored_bodies(collector)[0])
+    read = stored_frames(collector)[0]
     assert np.array_equal(read.matrix().view(np.uint32), bits)
     assert read.scalars["loss"] == math.inf
     assert math.isnan(read.scalars["lr"])
@@ -92,9 +99,48 @@ def test_another_frame_of_the_same_step_is_refused_by_name(collector, in_one_bat
     else:
         collector.store(run, [manifest(dense(4)), first])
         answer = collector.post(run, [other])
-    assert answer.status == 422
+    assert answer.status == 409
+    assert collector.client.run(run.id).conflicts == 1
     assert "another frame" in answer.problem.rejected[0]["reason"]
     assert stored_bodies(collector) == [encode_record(first)]
+
+
+def test_a_batch_with_another_fault_beside_a_conflict_is_refused_as_a_whole_says(collector):
+    run = new_run()
+    collector.store(run, [manifest(dense(4)), detail(7, [0.1] * 4)])
+    answer = collector.post(run, [detail(7, [0.2] * 4), detail(8, [0.2] * 3)])
+    assert answer.status == 422
+    assert [item["conflict"] for item in answer.problem.rejected] == [True, False]
+    assert collector.client.run(run.id).conflicts == 1
+
+
+@pytest.mark.parametrize(
+    "histograms",
+    [b"", b"not zstd", compress(bytes(3)), compress(bytes(1 << 26)), compress(bytes(8)) + b"x"],
+)
+def test_histograms_that_are_none_of_the_frames_layers_are_refused(collector, histograms):
+    run = new_run()
+    collector.store(run, [manifest(dense(4))])
+    bad = msgspec.structs.replace(detail(1, [0.1] * 4), histograms=memoryview(histograms))
+    answer = collector.post(run, [bad, detail(2, [0.1] * 4)])
+    assert answer.status == 422
+    assert [item["place"] for item in answer.problem.rejected] == [0]
+    assert "histograms" in answer.problem.rejected[0]["reason"]
+    assert len(stored_bodies(collector)) == 1
+
+
+def test_histograms_read_back_as_they_were_sent(collector):
+    run = new_run()
+    counts = np.arange(4 * BUCKETS, dtype="<u2")
+    sent = msgspec.structs.replace(
+        detail(1, [0.1] * 4), histograms=memoryview(compress(counts.tobytes()))
+    )
+    collector.store(run, [manifest(dense(4)), sent])
+    (read,) = stored_frames(collector)
+    assert encode_record(read) == encode_record(sent)
+    found = unpack_histograms(read)
+    assert found is not None
+    assert np.array_equal(found.ravel(), counts)
 
 
 def test_frames_of_other_ranks_and_optimizers_do_not_conflict(collector):
@@ -166,7 +212,7 @@ def test_another_manifest_of_the_same_version_is_refused(collector):
     collector.store(run, [manifest(dense(4))])
     assert collector.post(run, [manifest(dense(4))]).status == 200
     answer = collector.post(run, [manifest(dense(5))])
-    assert answer.status == 422
+    assert answer.status == 409
     assert "version" in answer.problem.rejected[0]["reason"]
     assert collector.client.run(run.id).optimizers[0].layers == 4
 
@@ -301,6 +347,6 @@ def test_every_statistic_of_the_wire_can_be_sent(collector):
     run = new_run()
     sent = detail(1, [0.1, 0.2])
     collector.store(run, [manifest(dense(2)), sent])
-    read = decode_frame(stored_bodies(collector)[0])
+    read = stored_frames(collector)[0]
     assert read.columns == DETAILS
     assert np.array_equal(read.matrix(), sent.matrix())

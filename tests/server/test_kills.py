@@ -22,6 +22,7 @@ from gradwatch.wire.codec import encode_batch, encode_record
 from gradwatch.wire.frame import RunInfo
 from gradwatch_server.database import open_database
 from gradwatch_server.models import FrameRow, Optimizer, Run
+from gradwatch_server.packing import digest
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,9 @@ class Agent(threading.Thread):
             frames = {number: detail(number, [0.01 + number] * 20) for number in steps}
             body = encode_batch(list(frames.values()))
             self._until_stored(lambda body=body: self._transport.deliver(self.run_info.id, body))
-            self.acknowledged |= {number: encode_record(item) for number, item in frames.items()}
+            self.acknowledged |= {
+                number: digest(encode_record(item)) for number, item in frames.items()
+            }
             step += FRAMES_A_BATCH
 
     def _until_stored(self, send: Any) -> None:
@@ -108,13 +111,13 @@ def test_no_acknowledged_frame_is_missing_and_none_is_double(
     with Session(engine) as session:
         for agent in agents:
             rows = session.execute(
-                select(FrameRow.step, FrameRow.body)
+                select(FrameRow.step, FrameRow.digest)
                 .join(Optimizer, FrameRow.optimizer_id == Optimizer.id)
                 .join(Run, Optimizer.run_id == Run.id)
                 .where(Run.key == agent.run_info.id)
             ).all()
             assert len(rows) == len(agent.acknowledged) > 0
-            assert {row.step: row.body for row in rows} == agent.acknowledged
+            assert {row.step: row.digest for row in rows} == agent.acknowledged
             counted = session.scalar(
                 select(Optimizer.frames).join(Run).where(Run.key == agent.run_info.id)
             )

@@ -180,14 +180,6 @@ def test_chosen_scalars_are_real_ones_and_end_with_the_last(collector, run):
     assert np.array_equal(shown.series("loss"), 1.0 / (shown.steps / 3 + 1))
 
 
-def test_only_the_first_rank_speaks_for_the_run_until_ranks_are_merged(collector):
-    run = new_run()
-    one = frame(1, [[1, 1], [0, 0]])
-    other = msgspec.structs.replace(frame(1, [[9, 9], [0, 0]]), rank=1)
-    collector.store(run, [manifest(dense(2)), manifest(dense(2), rank=1), one, other])
-    assert collector.client.heatmap(run.id, OPTIMIZER).high.max() == 1
-
-
 @pytest.mark.parametrize(
     ("ask", "named"),
     [

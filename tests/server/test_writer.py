@@ -12,9 +12,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from synthetic_runs import dense, detail, healthy, manifest, new_run
 
-from gradwatch.wire.codec import decode_batch, encode_batch
+from gradwatch.wire.codec import encode_batch
 from gradwatch.wire.frame import Receipt
 from gradwatch_server import writer as writing
+from gradwatch_server.arrivals import arrive
 from gradwatch_server.database import migrate, open_database
 from gradwatch_server.ingest import UnknownRunError, introduce
 from gradwatch_server.models import FrameRow
@@ -115,9 +116,9 @@ def run(engine):
 
 
 def batch(*records: Any) -> Any:
-    good, bad = decode_batch(encode_batch(records))
-    assert not bad
-    return good
+    arrivals = arrive(encode_batch(records))
+    assert not arrivals.rejected
+    return arrivals.records
 
 
 def test_one_bad_batch_spares_those_that_share_its_commit(engine, run, busy):

@@ -64,6 +64,7 @@ class RunView(Answer, frozen=True, kw_only=True):
     optimizers: list[OptimizerView]
     findings: list[FindingView]
     dropped: dict[str, int] = {}  # frames that agents dropped, by reason
+    conflicts: int = 0  # records refused because another one of the same key was stored before
     loss: float | None = None  # the last one logged; null when it was not finite
     loss_nonfinite: bool = False  # the last one logged was NaN or Inf
 

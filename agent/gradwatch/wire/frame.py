@@ -19,7 +19,7 @@ from gradwatch.wire.statistics import BY_NAME
 MAX_LAYERS = 100_000
 MAX_OPERANDS = 8
 # What the first non-finite value can have come from.
-ORIGINS = ("operation", "gradient", "input", "constant", "weights", "nothing")
+ORIGINS = ("operation", "gradient", "input", "constant", "weights", "batch", "nothing")
 
 RunId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$", description="32 hexadecimal digits")]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -162,7 +162,9 @@ class Origin(Wire, tag="origin", frozen=True, kw_only=True):
 
     kind "gradient": the operation's derivative, though its value was finite. "input": a tensor
     that came from outside, as a batch does; the operation is the first that used it. "weights": a
-    parameter or buffer was non-finite before the step. "nothing": no traced step showed any.
+    parameter or buffer was non-finite before the step. "batch": a variable of the training loop,
+    named in `operation`, held it at the step that broke, and no later step did it again.
+    "nothing": no traced step showed any.
     """
 
     optimizer: Name
@@ -185,6 +187,7 @@ class Origin(Wire, tag="origin", frozen=True, kw_only=True):
             "input": f"the data given to {self.operation}",
             "constant": f"a value written by {self.operation}",
             "weights": "the weights, non-finite before the step",
+            "batch": f"the data of the step that broke: `{self.operation}`",
             "nothing": "no operation of the traced steps",
         }.get(self.kind, self.operation)
         where = f" in {self.module or self.module_class}" if self.module_class else ""
@@ -214,6 +217,7 @@ class Rejection(Wire, frozen=True, kw_only=True):
 
     place: int  # in the batch, from 0
     reason: str  # names the field
+    conflict: bool = False  # another record of the same key was stored before
 
 
 class Receipt(Wire, frozen=True, kw_only=True):
