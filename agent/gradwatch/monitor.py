@@ -101,13 +101,16 @@ def watch(
     norm_every: int | None = None,
     detail_every: int | None = None,
     overhead_budget: float | None = None,
+    locate_nan: bool | None = None,
 ) -> Monitor:
     """Record the gradients that `optimizer` applies to `model`, and stream them to a collector.
 
     url, token: the collector; without one (nor GRADWATCH_URL) the run is kept on local disk.
     norm_every, detail_every: steps between frames, at least (1 and 20). overhead_budget: share of
     the training time that the agent may take (0.01); it records less often to keep within it, and
-    0 lifts the limit. A second call joins the run that is being recorded, as for a GAN's two
+    0 lifts the limit. locate_nan: trace every step, several times slower, so that the operation
+    that makes the first NaN is named at its own step; without it the steps after are traced.
+    A second call joins the run that is being recorded, as for a GAN's two
     networks. Raises TypeError or SettingError for arguments that cannot be used, nothing later.
     """
     models = _each(model, nn.Module, "a torch.nn.Module first")
@@ -121,6 +124,7 @@ def watch(
             "norm_every": norm_every,
             "detail_every": detail_every,
             "overhead_budget": overhead_budget,
+            "locate_nan": locate_nan,
         }
     )
     job = current_job(settings, config or {}, list(tags))

@@ -36,6 +36,7 @@ class Settings:
     overhead_budget: float = (
         0.01  # share of the training time that the agent may take; 0 = no limit
     )
+    locate_nan: bool = False  # trace every step, so that the first NaN is named at its own step
     spool: str = ""  # folder; empty takes the user's data folder
     spool_limit_mb: int = 1024  # on disk, for each process
     disabled: bool = False  # makes watch() do nothing

@@ -24,6 +24,7 @@ def test_a_keyword_wins_over_the_variable_and_none_means_not_given() -> None:
 
 def test_every_setting_can_be_given_as_a_variable_of_its_type() -> None:
     texts = {"url": "http://host:1", "run_id": "0" * 32, "disabled": "yes", "overhead_budget": "1"}
+    texts |= {"locate_nan": "yes"}
     for field in fields(Settings):
         text = texts.get(field.name, "5")
         settings = Settings.load({}, {PREFIX + field.name.upper(): text})
