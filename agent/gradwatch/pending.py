@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradwatch.measure import NoGradient, Reading
+from gradwatch.reading import NoGradient, Reading
 from gradwatch.wire.codec import compress
 from gradwatch.wire.frame import Frame
 

@@ -18,10 +18,11 @@ from gradwatch.layers import (
     named_layers,
     owning_models,
 )
-from gradwatch.measure import Meter, NoGradient, Reading, plain
+from gradwatch.measure import Meter, plain
 from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
 from gradwatch.pending import PendingFrame
+from gradwatch.reading import NoGradient, Reading
 from gradwatch.wire.frame import MAX_LAYERS, Manifest
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from gradwatch.layers import named_layers
-from gradwatch.measure import Meter, NoGradient, Statistics
+from gradwatch.measure import Meter
+from gradwatch.reading import NoGradient, Statistics
 
 
 def measured(model: nn.Module, meter: Meter, step: int) -> Statistics:

@@ -1,0 +1,263 @@
+"""Readings: what was read of the gradients at one step, and the statistics that come of it.
+
+They are made in the training thread and resolved in the agent's own, once the numbers have
+arrived from the device; so all that needs no look at the gradients themselves is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch.units import UnitCounter
+from gradwatch.wire.histogram import BUCKETS, bucket_of
+
+# Elements of a layer's gradient that its histogram is taken from; a smaller layer's are all taken.
+SAMPLE_SIZE = 1024
+
+NORM_COLUMNS = ("norm", "nonfinite")
+DETAIL_COLUMNS = (
+    *NORM_COLUMNS,
+    "mean_abs",
+    "absmax",
+    "std",
+    "zero_fraction",
+    "dead_fraction",
+    "weight_norm",
+    "update_ratio",
+    "weight_spread",
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Statistics(NamedTuple):
+    """What one step's frame says of the layers.
+
+    values: float32[columns, layers]; histograms: uint16[layers, BUCKETS] on detail frames.
+    """
+
+    columns: tuple[str, ...]
+    values: NDArray[np.float32]
+    histograms: NDArray[np.uint16] | None = None
+
+
+class Weights(NamedTuple):
+    """A sample of every layer's weights, and the one before it, perhaps still on their way."""
+
+    sizes: Ints  # elements of each layer
+    now: Tensor  # float64[sum of sizes]
+    before: Tensor | None
+    steps: int  # optimizer steps between the two
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a detail frame is made of beside norms. Sequences run over the gradients.
+
+    sample: elements of one gradient after the other: of a large one some at equal distances, of
+    another one all. l1, sum, peaks: see `Reduced`; of the large ones, in their order.
+    """
+
+    shapes: Sequence[tuple[int, ...]]
+    sizes: Ints
+    sample: Tensor
+    sample_sizes: Ints
+    large: Sequence[int]
+    l1: Tensor
+    sum: Tensor
+    peaks: Tensor
+    peak_sizes: Sequence[int]
+    weight_norm: Tensor
+    weights: Weights
+    units: UnitCounter
+
+
+class Reading:
+    """What was read of the gradients at one step, perhaps still on its way from a device.
+
+    layers: how many the frame speaks of. present: those that have a gradient, of which all else
+    here speaks. rows: `norm`, and `nonfinite` or `peak`. scale: what the gradients are to be
+    divided by. copied: fires when all of it has arrived. Tensors are on the CPU.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        present: Sequence[int],
+        rows: Mapping[str, Tensor],
+        scale: Tensor | None,
+        copied: torch.Event | None,
+        details: Details | None = None,
+    ) -> None:
+        self._layers = layers
+        self._present = present
+        self._rows = rows
+        self._scale = scale
+        self._copied = copied
+        self._details = details
+        self._found: Statistics | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether a gradient is not finite. On an accelerator that is not known at once: False."""
+        return "nonfinite" in self._rows and bool(self._rows["nonfinite"].any())
+
+    @property
+    def resolved(self) -> bool:
+        return self._found is not None
+
+    def resolve(self) -> Statistics:
+        """The statistics, once the numbers have arrived. Called again it gives the same."""
+        if self._found is None:
+            if self._copied is not None:
+                self._copied.synchronize()
+            with np.errstate(all="ignore"):  # non-finite gradients are data here
+                self._found = self._statistics(1.0 if self._scale is None else float(self._scale))
+            self._details = None
+        return self._found
+
+    def _statistics(self, scale: float) -> Statistics:
+        rows = {name: row.numpy() for name, row in self._rows.items()}
+        found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
+        if self._details is None:
+            return Statistics(NORM_COLUMNS, self._matrix(found, NORM_COLUMNS))
+        sample = Sample.of(self._details, scale)
+        found |= _statistics(self._details, self._present, sample, found["norm"], scale)
+        histograms = np.zeros((self._layers, BUCKETS), dtype=np.uint16)
+        histograms[self._present] = sample.histograms()
+        return Statistics(DETAIL_COLUMNS, self._matrix(found, DETAIL_COLUMNS), histograms)
+
+    def _matrix(self, found: Mapping[str, Floats], columns: Sequence[str]) -> NDArray[np.float32]:
+        values = np.full((len(columns), self._layers), np.nan, dtype=np.float32)
+        values[:, self._present] = np.stack([found[name] for name in columns])
+        return values
+
+
+class NoGradient:
+    """What was read of the gradients at a step at which no layer had one."""
+
+    broken = False
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+
+    def resolve(self) -> Statistics:
+        """NaN for every layer: looked at, and nothing was there."""
+        values = np.full((len(NORM_COLUMNS), self._layers), np.nan, dtype=np.float32)
+        return Statistics(NORM_COLUMNS, values)
+
+
+class Sample(NamedTuple):
+    """Elements of one gradient after the other, without the loss scale. values: float64[n]."""
+
+    values: Floats
+    sizes: Ints
+    starts: Ints
+
+    @classmethod
+    def of(cls, details: Details, scale: float) -> Sample:
+        sizes = details.sample_sizes
+        return cls(details.sample.numpy() / np.float64(scale), sizes, np.cumsum(sizes) - sizes)
+
+    def part(self, gradient: int) -> Floats:
+        start = self.starts[gradient]
+        return self.values[start : start + self.sizes[gradient]]
+
+    def histograms(self) -> NDArray[np.uint16]:
+        """Counts of SAMPLE_SIZE elements of each gradient at most. uint16[gradients, BUCKETS]."""
+        gradient = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        place = np.arange(len(self.values)) - self.starts[gradient]
+        counted = place % -(-self.sizes // SAMPLE_SIZE)[gradient] == 0
+        bucket = bucket_of(self.values[counted].astype(np.float32))
+        cells = np.bincount(
+            gradient[counted] * BUCKETS + bucket, minlength=len(self.sizes) * BUCKETS
+        )
+        return cells.reshape(-1, BUCKETS).astype(np.uint16)
+
+
+def _nonfinite(rows: Mapping[str, Floats]) -> Floats:
+    """Count of non-finite elements; where only the maximum is known, 1 stands for some."""
+    counted = rows.get("nonfinite")
+    return counted if counted is not None else (~np.isfinite(rows["peak"])).astype(np.float64)
+
+
+def _statistics(
+    details: Details, present: Sequence[int], sample: Sample, norm: Floats, scale: float
+) -> dict[str, Floats]:
+    """What a detail frame says beyond norms. float64[gradients] each."""
+    size, large = details.sizes, details.large
+    magnitude = np.abs(sample.values)
+    total = np.add.reduceat(sample.values, sample.starts)
+    l1 = np.add.reduceat(magnitude, sample.starts)
+    absmax = np.maximum.reduceat(magnitude, sample.starts)
+    zeros = np.add.reduceat(magnitude == 0, sample.starts, dtype=np.float64)
+    peaks = _split(details.peaks.numpy() / np.float64(scale), details.peak_sizes)
+    for place, peak in zip(large, peaks, strict=True):
+        absmax[place] = peak.max()
+    if large:
+        total[large], l1[large] = details.sum.numpy() / scale, details.l1.numpy() / scale
+    mean = total / size
+    largest = dict(zip(large, peaks, strict=True))
+    silent = {
+        present[place]: largest[place] == 0
+        if place in largest
+        else _silent(sample.part(place).reshape(shape), details.units.dim(present[place]))
+        for place, shape in enumerate(details.shapes)
+        if details.units.counts(present[place])
+    }
+    moved, spread = movement(details.weights)
+    return {
+        "mean_abs": l1 / size,
+        "absmax": absmax,
+        "std": np.sqrt(np.maximum(norm**2 / size - mean**2, 0.0)),
+        "zero_fraction": zeros / sample.sizes,
+        "dead_fraction": details.units.dead_fractions(silent)[present],
+        "weight_norm": details.weight_norm.numpy(),
+        "update_ratio": moved[present],
+        "weight_spread": spread[present],
+    }
+
+
+def _silent(gradient: Floats, dim: int) -> NDArray[np.bool_]:
+    """Units without any gradient. bool[units]; `dim` is the dimension that runs over units."""
+    others = tuple(axis for axis in range(gradient.ndim) if axis != dim)
+    return ~np.any(gradient, axis=others)
+
+
+def _split(values: Floats, sizes: Sequence[int]) -> list[Floats]:
+    return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def movement(weights: Weights) -> tuple[Floats, Floats]:
+    """Update ratio a step, and spread, of each layer's weights; NaN where they are all 0.
+
+    The ratio is |w_t - w_s| / (t - s) / |w_t|, s being the detail frame before: what is left of
+    the updates between them once they have cancelled. Returns float64[layers] twice.
+    """
+    layers = len(weights.sizes)
+    layer = np.repeat(np.arange(layers), weights.sizes)
+    now = weights.now.numpy()
+
+    def summed(values: Floats) -> Floats:
+        return np.bincount(layer, values, minlength=layers).astype(np.float64)
+
+    with np.errstate(all="ignore"):  # weights may be 0, or no numbers any more
+        square = summed(now**2)
+        mean = summed(now) / weights.sizes
+        variance = square / weights.sizes - mean**2
+        # Equal weights leave a variance of rounding errors alone.
+        variance = np.where(variance > 1e-12 * mean**2, variance, 0.0)
+        spread = np.sqrt(variance / (square / weights.sizes))
+        spread[weights.sizes < 2] = np.nan
+        if weights.before is None:
+            return np.full(layers, np.nan), spread
+        moved = np.sqrt(summed((now - weights.before.numpy()) ** 2) / square) / weights.steps
+    return np.where(square > 0, moved, np.nan), spread

@@ -1,0 +1,148 @@
+"""Reducing gradients where they lie, in the training thread.
+
+On a CPU memory is what limits: a layer is taken in pieces that stay in the cache while everything
+is computed of them, so that all statistics together cost about three reads of it. On an
+accelerator it is the launching of kernels: one multi-tensor norm serves all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Elements of a piece: with their magnitudes 8 MB of float32, which a server's cache holds.
+PIECE = 1 << 20
+# Squares lose digits below 1e-38: a layer of a billion elements does so below this norm.
+TINY_NORM = 1e-15
+
+# The multi-tensor norm that torch's own clip_grad_norm_ is built on; it has no public name.
+foreach_norm: Callable[..., list[Tensor]] = torch._foreach_norm  # pyright: ignore
+
+
+class Reduced(NamedTuple):
+    """Sums over the elements of each layer, and magnitudes that the largest is among.
+
+    norm, l1, sum: float64[layers]. peaks: of each layer, float[units] where a dimension runs over
+    units, else float[a few].
+    """
+
+    norm: Tensor
+    l1: Tensor
+    sum: Tensor
+    peaks: list[Tensor]
+
+
+def reduce_layers(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Reduced:
+    """Reduce gradients, real and dense, of one dimension at least, and on one device or several.
+
+    unit_dims: the dimension of each that runs over units, None where none does.
+    """
+    # One at a time: of a gradient in another order of memory this is a copy.
+    rows = (_rows(each, dim) for each, dim in zip(gradients, unit_dims, strict=True))
+    if any(each.device.type != "cpu" for each in gradients):
+        return Reduced(
+            norm=_multi_norm(gradients, 2),
+            l1=_multi_norm(gradients, 1),
+            sum=_stack([each.sum(dtype=_wide(each.dtype)) for each in gradients]),
+            peaks=[torch.linalg.vector_norm(each, float("inf"), dim=1) for each in rows],
+        )
+    room = _Room()
+    found = [_in_pieces(each, room) for each in rows]
+    squares, l1, sums, peaks = zip(*found, strict=True)
+    return Reduced(_stack(squares).sqrt(), _stack(l1), _stack(sums), list(peaks))
+
+
+class _Room:
+    """Memory for the magnitudes of one piece after the other, so that it stays in the cache."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def magnitudes(self, piece: Tensor) -> Tensor:
+        dtype = _wide(piece.dtype)
+        if self._room.dtype != dtype or self._room.numel() < piece.numel():
+            self._room = torch.empty(max(piece.numel(), PIECE), dtype=dtype)
+        room = self._room[: piece.numel()].view(piece.shape)
+        return torch.abs(piece if piece.dtype == dtype else piece.to(dtype), out=room)
+
+
+def _rows(gradient: Tensor, unit_dim: int | None) -> Tensor:
+    """A gradient as a matrix: a row a unit, or one row. A view where it can be."""
+    if unit_dim is None:
+        return gradient.reshape(1, -1)
+    return gradient.movedim(unit_dim, 0).flatten(1) if gradient.dim() > 1 else gradient[:, None]
+
+
+def _in_pieces(rows: Tensor, room: _Room) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum of squares, of magnitudes and of elements, and the largest magnitudes of the rows."""
+    found = [_reduced_piece(piece, room) for piece in _pieces(rows)]
+    if len(found) == 1:
+        return found[0]
+    squares, l1, sums, peaks = zip(*found, strict=True)
+    return _stack(squares).sum(), _stack(l1).sum(), _stack(sums).sum(), torch.cat(peaks)
+
+
+def _pieces(rows: Tensor) -> Iterator[Tensor]:
+    """Several rows at a time, or a part of a row when there is but one."""
+    if len(rows) == 1:
+        yield from rows.split(PIECE, dim=1)
+    else:
+        yield from rows.split(max(1, PIECE // rows.shape[1]))
+
+
+def _reduced_piece(piece: Tensor, room: _Room) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    magnitudes = room.magnitudes(piece)
+    flat = magnitudes.view(-1)
+    return torch.dot(flat, flat), flat.sum(), piece.sum(dtype=flat.dtype), magnitudes.amax(1)
+
+
+def norms_of(gradients: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each. float64[len(gradients)]."""
+    return _multi_norm(gradients, 2)
+
+
+def finiteness(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
+    """Norms with those set right that float32 squares spoil, and which gradients are not finite.
+
+    On a CPU `nonfinite` counts the elements. On an accelerator to look at the norms would be to
+    wait for it: there `peak`, the largest magnitude, goes along.
+    """
+    if norms.device.type != "cpu":
+        return {"norm": norms, "peak": _multi_norm(gradients, float("inf"))}
+    counts = torch.zeros_like(norms)
+    known = norms.numpy()
+    for place in (~((known >= TINY_NORM) & (known < float("inf")))).nonzero()[0].tolist():
+        gradient = gradients[place]
+        # Squares of finite float32 values overflow from 1.8e19 on, and are 0 below 1e-23.
+        norms[place] = torch.linalg.vector_norm(gradient, 2, dtype=torch.float64)
+        if not torch.isfinite(norms[place]):
+            counts[place] = gradient.numel() - torch.isfinite(gradient).sum()
+    return {"norm": norms, "nonfinite": counts}
+
+
+def _multi_norm(tensors: Sequence[Tensor], order: float) -> Tensor:
+    """A norm of each, accumulated in float32 at least. float64[len(tensors)]."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(place)
+    norms: list[Tensor] = [tensors[0]] * len(tensors)
+    for (_, dtype), places in groups.items():
+        found = foreach_norm([tensors[place] for place in places], order, dtype=_wide(dtype))
+        for place, norm in zip(places, found, strict=True):
+            norms[place] = norm
+    return _stack(norms) if len(groups) > 1 else torch.stack(norms).double()
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    """Zero-dimensional tensors as one, on the device of the first. float64[len(values)]."""
+    device = values[0].device
+    wide = [value.to(device, torch.float64, non_blocking=True) for value in values]
+    return torch.stack(wide)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What to accumulate in."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
