@@ -21,6 +21,8 @@ class LayerFacts:
     role: str = "weight"
     depth: int = 0
     trainable: bool = True
+    optimized: bool = True
+    dtype: str = "float32"
 
 
 def mlp(count: int, biases: bool = True) -> list[LayerFacts]:

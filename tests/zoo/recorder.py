@@ -25,6 +25,8 @@ class RecordedLayer:
     role: str
     depth: int
     trainable: bool
+    optimized: bool = True
+    dtype: str = "float32"
 
 
 def role_of(module: nn.Module, name: str, parameter: Tensor) -> str:

@@ -49,6 +49,10 @@ def is_link(layer: Layer) -> bool:
 
 def links(window: Window) -> list[int]:
     """Places in window.layers of the weight layers, the input's first."""
+    return window.once(_links)
+
+
+def _links(window: Window) -> list[int]:
     places = [place for place, layer in enumerate(window.layers) if is_link(layer)]
     return sorted(places, key=lambda place: (window.layers[place].depth, place))
 
@@ -88,12 +92,20 @@ def _norm_after(window: Window, following: list[int]) -> int | None:
 
 def rms(window: Window) -> NDArray[np.float64]:
     """Root mean square of the elements of each gradient. float64[steps, layers]."""
+    return window.once(_rms)
+
+
+def _rms(window: Window) -> NDArray[np.float64]:
     sizes = np.array([max(prod(layer.shape), 1) for layer in window.layers], dtype=np.float64)
     return window.statistic("norm").astype(np.float64) / np.sqrt(sizes)
 
 
 def chain_of(window: Window) -> Chain:
     """The weight layers of a window, by depth."""
+    return window.once(_chain_of)
+
+
+def _chain_of(window: Window) -> Chain:
     places = links(window)
     biases = bias_places(window, places)
     element_rms = rms(window)
@@ -113,13 +125,30 @@ def chain_of(window: Window) -> Chain:
 
 def relative_size(window: Window) -> NDArray[np.float64]:
     """Gradient norm / weight norm, the latter held between detail frames. [steps, layers]."""
-    weight = held(window.statistic("weight_norm"))
+    return window.once(_relative_size)
+
+
+def held_weight_norm(window: Window) -> NDArray[np.float64]:
+    """Norm of each layer's weights, held between detail frames. float64[steps, layers]."""
+    return window.once(_held_weight_norm)
+
+
+def _held_weight_norm(window: Window) -> NDArray[np.float64]:
+    return held(window.statistic("weight_norm"))
+
+
+def _relative_size(window: Window) -> NDArray[np.float64]:
+    weight = held_weight_norm(window)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(weight > 0, window.statistic("norm") / weight, np.nan)
 
 
 def broken_steps(window: Window) -> NDArray[np.bool_]:
     """Steps at which a gradient or the loss was NaN or Inf. bool[steps]."""
+    return window.once(_broken_steps)
+
+
+def _broken_steps(window: Window) -> NDArray[np.bool_]:
     counted = (window.statistic("nonfinite") > 0).any(axis=1)
     infinite = np.isinf(window.statistic("absmax")).any(axis=1)
     return counted | infinite | window.broken_scalar("loss")
@@ -127,6 +156,19 @@ def broken_steps(window: Window) -> NDArray[np.bool_]:
 
 def sound_part(window: Window) -> Window:
     """The window without its non-finite steps: what the other detectors may reason about."""
+    return window.once(_sound_part)
+
+
+def total_norm(window: Window) -> NDArray[np.float64]:
+    """Norm of all gradients together at each step. float64[steps]."""
+    return window.once(_total_norm)
+
+
+def _total_norm(window: Window) -> NDArray[np.float64]:
+    return np.sqrt(np.nansum(window.statistic("norm").astype(np.float64) ** 2, axis=1))
+
+
+def _sound_part(window: Window) -> Window:
     keep = ~broken_steps(window)
     if keep.all():
         return window

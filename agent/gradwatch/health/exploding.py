@@ -8,9 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import Chain, broken_steps, chain_of, sound_part
+from gradwatch.health.chain import (
+    Chain,
+    broken_steps,
+    chain_of,
+    held_weight_norm,
+    sound_part,
+    total_norm,
+)
 from gradwatch.health.finding import Finding, Severity
-from gradwatch.health.robust import held, largest, median, onset
+from gradwatch.health.robust import largest, median, onset
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 
@@ -122,10 +129,10 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
 def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
     """The signs of explosion of each step."""
     norms = sound.statistic("norm").astype(np.float64)
-    total = np.sqrt(np.nansum(norms**2, axis=1))
+    total = total_norm(sound)
     baseline = _baseline(total, settings.baseline_frames)
     places = list(chain.layers)
-    weights = held(sound.statistic("weight_norm"))[:, places]
+    weights = held_weight_norm(sound)[:, places]
     present = ~np.isnan(norms[:, places])
     count = len(places)
     late = slice(count - max(count // 3, 1), None) if count else slice(0, 0)

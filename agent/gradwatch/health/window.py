@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class Layer(Protocol):
@@ -25,6 +27,10 @@ class Layer(Protocol):
     def depth(self) -> int: ...  # order of execution, the input's layer first
     @property
     def trainable(self) -> bool: ...
+    @property
+    def optimized(self) -> bool: ...  # held by the optimizer
+    @property
+    def dtype(self) -> str: ...  # as "float32"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,15 @@ class Window:
     reported: Mapping[str, NDArray[np.bool_]] = field(
         default_factory=dict[str, "NDArray[np.bool_]"]
     )
+    _known: dict[Any, Any] = field(
+        default_factory=dict[Any, Any], init=False, repr=False, compare=False
+    )
+
+    def once(self, make: Callable[[Window], T]) -> T:
+        """What `make` makes of this window; made once, however many detectors ask for it."""
+        if make not in self._known:
+            self._known[make] = make(self)
+        return cast(T, self._known[make])
 
     def statistic(self, name: str) -> NDArray[np.float32]:
         """float32[steps, layers]; all NaN when no frame of the window measured it."""
