@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradwatch.clipping import Clipped
 from gradwatch.identity import Identity
 from gradwatch.measure import read_scalar
 from gradwatch.outlet import Outlet
 from gradwatch.pending import PendingFrame
 from gradwatch.settings import Settings
 from gradwatch.watching import OptimizerWatch
-from gradwatch.wire.frame import Record, RunEnd, RunInfo
+from gradwatch.wire.frame import Frame, Record, RunEnd, RunInfo
 
 # A frame waits this long for what `log` adds to it, then goes without.
 STALE_S = 0.5
@@ -42,6 +43,7 @@ class Job:
         self._early: dict[str, Callable[[], float]] = {}  # logged before its step
         self._logged_first: set[str] = set()  # names that the script logs before it steps
         self._charged_s = 0.0
+        self.clipped: Clipped | None = None  # what was clipped for the step to come
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
 
     @property
@@ -97,6 +99,8 @@ class Job:
         pending = self._pending.get(self._latest)
         for name, value in values.items():
             reader = read_scalar(value)
+            if name == "loss" and _at_hand(value) and not math.isfinite(reader()):
+                self._locate("")
             late = name not in self._logged_first
             if late and pending is not None and pending.open and name not in pending.scalars:
                 pending.scalars[name] = reader
@@ -115,9 +119,11 @@ class Job:
             return True
         for watch in self._watches.values():
             watch.remove()
-        self._watches.clear()
         for pending in self._pending.values():
             self._send(pending)
+        for watch in self._watches.values():
+            self.outlet.submit(watch.locator.finish, always=True)
+        self._watches.clear()
         self.say(RunEnd(rank=self.rank, time=time.time(), status=status, reason=reason[:2000]))
         self.finished = True
         return self.outlet.close()
@@ -125,7 +131,20 @@ class Job:
     def _send(self, pending: PendingFrame) -> None:
         """In either thread, whichever is first."""
         if pending.claim() and not pending.empty:
-            self.outlet.submit(lambda: (pending.frame(self.rank),))
+            self.outlet.submit(lambda: (self._finished(pending),))
+
+    def _finished(self, pending: PendingFrame) -> Frame:
+        """In the sending thread: the frame with all of its numbers."""
+        frame = pending.frame(self.rank)
+        if "non_finite" in frame.events:
+            self._locate(frame.optimizer)
+        return frame
+
+    def _locate(self, optimizer: str) -> None:
+        """Look for where a NaN comes from, in the steps to come of this optimizer or of all."""
+        for watch in list(self._watches.values()):
+            if optimizer in ("", watch.name):
+                watch.locator.arm()
 
     def _send_stale(self) -> None:
         """In the sending thread: let no frame wait for a loss that may never be logged."""
@@ -162,6 +181,11 @@ def make_run_info(
         host=_text(os.uname().nodename, 200),
         agent_version=__version__,
     )
+
+
+def _at_hand(value: float | Tensor) -> bool:
+    """Whether a number can be looked at without waiting for a device."""
+    return not isinstance(value, Tensor) or value.device.type == "cpu"
 
 
 def _plain_value(value: Any, depth: int = 0) -> Any:

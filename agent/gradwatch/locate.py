@@ -49,6 +49,7 @@ class Locator:
         self._always = always
         self._left = 0  # steps that are still to be traced
         self._armed_before = False
+        self._kept = False
         self._done = False
         self._before: dict[int, torch.UntypedStorage] = {}
         self._suspect: Origin | None = None
@@ -57,15 +58,16 @@ class Locator:
         self._thread = 0
 
     def arm(self) -> None:
-        """Trace the steps to come: a NaN was seen. The first call counts."""
+        """Trace the steps to come: a NaN was seen. Only the first call counts."""
         if not self._armed_before and not self._done:
             self._armed_before = True
             self._left = ARMED_STEPS
 
     def keep(self, weights: Sequence[Tensor], step: int) -> None:
         """Copy the weights, which `step` is about to lose, and look at the data that it used."""
-        if self._armed_before or self._done or self._always:
+        if self._kept or self._done or self._always:
             return
+        self._kept = True
         own = frozenset(storage_key(weight) for weight in weights if has_storage(weight))
         own |= frozenset(gradient_storages(weights))
         suspect = broken_data(inspect.currentframe(), own)

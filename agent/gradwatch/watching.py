@@ -15,9 +15,11 @@ from gradwatch.layers import (
     PARALLEL_WRAPPERS,
     ExecutionOrder,
     Layer,
+    clean_paths,
     named_layers,
     owning_models,
 )
+from gradwatch.locate import Locator, gradient_storages
 from gradwatch.measure import Meter, plain
 from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
@@ -27,6 +29,7 @@ from gradwatch.wire.frame import MAX_LAYERS, Manifest
 
 if TYPE_CHECKING:
     from gradwatch.job import Job
+    from gradwatch.tracer import Trace
 
 # Shares of the budget: norms are what every step wants, details cost several times as much.
 NORM_SHARE = 0.6
@@ -55,6 +58,7 @@ class OptimizerWatch:
         self._job = job
         self._optimizer = weakref.ref(optimizer, self._forget)
         self._models = None if models is None else [weakref.ref(model) for model in models]
+        self._found: list[weakref.ref[nn.Module]] = []  # the models, when none were given
         self._layers: list[Layer] = []
         self._meter = Meter(())
         self._signature: list[tuple[int, bool]] = []
@@ -74,12 +78,15 @@ class OptimizerWatch:
         self._replica = copies and job.rank > 0
         budget = settings.overhead_budget
         norm_every = settings.detail_every if self._replica else settings.norm_every
+        self.locator = Locator(name, job.rank, settings.locate_nan, self._modules)
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        if models:
+            self._trace_next()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -102,6 +109,7 @@ class OptimizerWatch:
             hook.remove()
         if self._order is not None:
             self._order.read(())
+        self.locator.close()
         self._forget()
 
     def _forget(self, _: object = None) -> None:
@@ -117,20 +125,32 @@ class OptimizerWatch:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if _has_closure(optimizer, args, kwargs):
             self._guarded_observe(optimizer)
+        self._trace_next()
 
     def _guarded_observe(self, optimizer: torch.optim.Optimizer) -> None:
         """No fault of the agent's own reaches the training loop."""
-        if not self._job.alive or self._faults >= MAX_FAULTS:
-            return
         try:
-            self._observe(optimizer)
+            trace = self.locator.end()
+            if self._job.alive and self._faults < MAX_FAULTS:
+                self._observe(optimizer, trace)
         except Exception as error:
-            self._faults += 1
-            self._job.outlet.drops["agent_error"] += 1
-            say(f"could not record a step of {self.name}: {told(error)}")
+            self._failed("record", error)
+
+    def _trace_next(self) -> None:
+        """Between two steps, when a NaN is to be located."""
+        try:
+            if self._job.alive and self._faults < MAX_FAULTS:
+                self.locator.begin()
+        except Exception as error:
+            self._failed("trace", error)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self._faults += 1
+        self._job.outlet.drops["agent_error"] += 1
+        say(f"could not {what} a step of {self.name}: {told(error)}")
 
     @torch.no_grad()
-    def _observe(self, optimizer: torch.optim.Optimizer) -> None:
+    def _observe(self, optimizer: torch.optim.Optimizer, trace: Trace | None) -> None:
         started = time.perf_counter()
         elapsed_s = started - self._started_at if self._started_at else 0.0
         self._started_at = started
@@ -141,7 +161,8 @@ class OptimizerWatch:
         detail_due = self._detail_pacer.due(self.step, elapsed_s) and not self._replica
         reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
-        norm_due |= self._turned_non_finite()
+        turned = self._turned_non_finite()
+        norm_due |= turned
         if norm_due or detail_due:
             parameters = self._current_parameters()
             scale = getattr(optimizer, "grad_scale", None)
@@ -157,6 +178,7 @@ class OptimizerWatch:
         if elapsed_s:
             frame.measured("step_time_s", elapsed_s)
         self._job.open_frame(frame)
+        self._locate(trace, turned or (reading is not None and reading.broken))
         cost_s = time.perf_counter() - started
         if detail_due:
             self._detail_pacer.took(self.step, cost_s)
@@ -164,6 +186,18 @@ class OptimizerWatch:
             self._norm_pacer.took(self.step, cost_s)
         else:
             self._norm_pacer.charge(cost_s)
+
+    def _locate(self, trace: Trace | None, broken: bool) -> None:
+        """Before the step: read what was traced, and keep the weights that NaN will reach."""
+        weights = [layer.parameter for layer in self._layers]
+        if trace is not None:
+            explain = self.locator.explain(trace, self.step, gradient_storages(weights))
+            self._job.outlet.submit(explain, always=True)
+        elif self.locator.obstructed:
+            self._job.outlet.submit(self.locator.finish, always=True)
+        if broken:
+            self.locator.keep(weights, self.step)
+            self.locator.arm()
 
     def _turned_non_finite(self) -> bool:
         """Whether the input's layer has a non-finite gradient now and had none a step ago.
@@ -236,8 +270,15 @@ class OptimizerWatch:
 
     def _living_models(self, held: list[Tensor]) -> list[nn.Module]:
         if self._models is None:
-            return owning_models(held)
+            found = owning_models(held)
+            self._found = [weakref.ref(model) for model in found]
+            return found
         return [model for model in (known() for known in self._models) if model is not None]
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        """The modules of the models, as "encoder.0." and module."""
+        models = (known() for known in self._models or self._found)
+        return [pair for model in models if model is not None for pair in clean_paths(model)]
 
 
 def _key(layer: Layer) -> tuple[str, int]:
