@@ -7,6 +7,7 @@ larger is reduced where it lies, and a sample of it goes along.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -135,6 +136,9 @@ def _gathered(tensors: Sequence[Tensor], count: int, whole: int = 0) -> tuple[Te
     for tensor in tensors:
         size = tensor.numel()
         step = 1 if size <= whole else max(-(-size // count), 1)
+        # A step that shares a factor with the rows' length sees the same few columns of each.
+        while step > 1 and math.gcd(step, tensor.shape[-1]) > 1:
+            step += 1
         flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
         parts.append(flat[::step] if step > 1 else flat)
     return _joined(parts), np.array([len(part) for part in parts], dtype=np.int64)
