@@ -7,7 +7,6 @@ those of the machines: their clocks may differ by less than a lease.
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from sqlalchemy import Engine, delete, or_, select, update
 
@@ -21,13 +20,12 @@ def take(engine: Engine, name: str, holder: str, seconds: float) -> bool:
     until = now + seconds
     with writing(engine) as session:
         free = or_(Lease.holder == holder, Lease.until < now)
-        taken: Any = session.execute(
-            update(Lease).where(Lease.name == name, free).values(holder=holder, until=until)
+        renewed = update(Lease).where(Lease.name == name, free)
+        made = insert_new(session, Lease).values(name=name, holder=holder, until=until)
+        return any(
+            session.scalar(change.returning(Lease.name)) is not None
+            for change in (renewed.values(holder=holder, until=until), made)
         )
-        if not taken.rowcount:
-            row = {"name": name, "holder": holder, "until": until}
-            taken = session.execute(insert_new(session, Lease).values(row))
-        return bool(taken.rowcount)
 
 
 def give_back(engine: Engine, name: str, holder: str) -> None:

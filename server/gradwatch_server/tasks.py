@@ -15,7 +15,7 @@ from celery.signals import worker_process_init, worker_process_shutdown
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
-from gradwatch_server import alerts, judging
+from gradwatch_server import alerts, judging, redis_broker
 from gradwatch_server.database import open_database
 from gradwatch_server.file_broker import POLL_S, SCHEME
 from gradwatch_server.settings import Settings
@@ -26,10 +26,12 @@ log = logging.getLogger(__name__)
 DELIVER_EVERY_S = 2.0
 TASK_LIMIT_S = 120
 BROKER_TIMEOUT_S = 3.0
+RESTORE_EVERY_S = 10
 
 
 def make_celery(settings: Settings) -> Celery:
     """The Celery application for these settings."""
+    redis_broker.install()
     app = Celery("gradwatch", broker=settings.broker_url or f"{SCHEME}://")
     app.conf.update(
         task_ignore_result=True,
@@ -40,6 +42,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
+        # A broker may be away for a night.
+        broker_connection_max_retries=None,
         beat_schedule={
             "judge": {
                 "task": "gradwatch.judge",
@@ -62,6 +66,9 @@ def make_celery(settings: Settings) -> Celery:
     else:
         app.conf.broker_transport_options = {
             "visibility_timeout": 2 * TASK_LIMIT_S,
+            # By default the unacknowledged are looked for at every tenth look, 100 s apart.
+            "unacked_restore_interval": RESTORE_EVERY_S,
+            "unacked_restore_throttle": 1,
             # A broker that is gone must not hold up the collector's writer, which wakes workers.
             "socket_connect_timeout": BROKER_TIMEOUT_S,
             "socket_timeout": BROKER_TIMEOUT_S,
