@@ -163,7 +163,8 @@ def compose(
     """The words of an alert: what, where, since when, the numbers, and what to do."""
     resolved = change == "resolved"
     word = "resolved" if resolved else finding.severity
-    title = f"[{word}] {finding.title} in {run.name} ({run.project})"
+    found = ": its origin" if change == "located" else ""
+    title = f"[{word}] {finding.title}{found} in {run.name} ({run.project})"
     layers = ", ".join(finding.layers[:3]) or "the loss"
     more = f" and {len(finding.layers) - 3} more" if len(finding.layers) > 3 else ""
     lines = [

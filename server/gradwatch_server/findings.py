@@ -15,6 +15,7 @@ from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DETECTORS
 from gradwatch_server import alerts
 from gradwatch_server.models import OPEN, RESOLVED, FindingRow, Run
+from gradwatch_server.reports import add_reports
 
 ALL_KINDS = frozenset(detector.kind for detector in DETECTORS)
 NON_FINITE = "non_finite"
@@ -51,6 +52,9 @@ def reconcile(
             continue  # the same steps seen again, not a relapse
         opened = row.state != OPEN
         _update(row, finding, opened)
+        if finding.kind == NON_FINITE:
+            session.flush()
+            add_reports(session, row)
         if opened and finding.severity.rank >= Severity.WARNING.rank:
             session.flush()
             alerts.enqueue(session, row, "opened", channels)

@@ -9,18 +9,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from gradwatch.health import non_finite
 from gradwatch.wire.codec import Decoded
-from gradwatch.wire.frame import Drops, Frame, Manifest, Receipt, Rejection, RunEnd, RunInfo
+from gradwatch.wire.frame import (
+    Drops,
+    Frame,
+    Manifest,
+    Origin,
+    Receipt,
+    Rejection,
+    RunEnd,
+    RunInfo,
+)
 from gradwatch_server.arrivals import Arrived, ArrivedFrame
 from gradwatch_server.database import finite, insert_new
 from gradwatch_server.findings import reconcile
 from gradwatch_server.merge import MERGED
 from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, Run
 from gradwatch_server.ranks import chunks, grow_world, merge_arrivals, settled_steps
+from gradwatch_server.reports import keep as keep_report
+from gradwatch_server.reports import tell
 from gradwatch_server.storable import refusal, without_nul
 from gradwatch_server.windows import load_layout, window_of
 
@@ -75,15 +86,13 @@ def store(
     session: Session, run_key: str, records: Sequence[Arrived], channels: Sequence[str]
 ) -> Stored:
     """Write one batch within the caller's transaction. Raises UnknownRunError."""
-    # The lock puts the collectors that write one run in turn; SQLite has one writer anyway.
-    run = session.scalar(select(Run).where(Run.key == run_key).with_for_update())
-    if run is None:
-        raise UnknownRunError(run_key)
-    batch = _Batch(session, run)
+    batch = _Batch(session, run_key, _ranks(records))
+    run = batch.run
     for arrived in records:
         batch.take(arrived)
     batch.write_frames()
     alerted = batch.raise_non_finite(channels)
+    alerted |= batch.tell_reports(channels)
     run.changed += 1
     run.conflicts += sum(rejection.conflict for rejection in batch.rejected)
     return Stored(
@@ -91,28 +100,40 @@ def store(
     )
 
 
+def _ranks(records: Sequence[Arrived]) -> set[int]:
+    """The ranks whose layers a batch speaks of."""
+    return {item.record.rank for item in records if isinstance(item.record, Frame | Manifest)}
+
+
 class _Batch:
     """One batch on its way into the tables."""
 
-    def __init__(self, session: Session, run: Run) -> None:
+    def __init__(self, session: Session, run_key: str, ranks: set[int]) -> None:
         self.stored = 0
         self.repeated = 0
         self.rejected: list[Rejection] = []
         self._session = session
-        self._run = run
-        rows = session.scalars(select(Optimizer).where(Optimizer.run_id == run.id))
-        self._optimizers = {row.name: row for row in rows}
+        # The lock puts the collectors that write one run in turn; SQLite has one writer anyway.
+        run = session.scalar(select(Run).where(Run.key == run_key).with_for_update())
+        if run is None:
+            raise UnknownRunError(run_key)
+        self.run = run
+        self._optimizers: dict[str, Optimizer] = {}
         self._layer_counts: dict[tuple[int, int, int], int] = {}
-        for optimizer_id, rank, version, layers in session.execute(
-            select(
-                ManifestRow.optimizer_id,
-                ManifestRow.rank,
-                ManifestRow.version,
-                ManifestRow.layers,
-            ).where(ManifestRow.optimizer_id.in_([row.id for row in self._optimizers.values()]))
+        # Asked once the lock is held: before, it might see what another collector is changing.
+        for optimizer, rank, version, layers in session.execute(
+            select(Optimizer, ManifestRow.rank, ManifestRow.version, ManifestRow.layers)
+            .outerjoin(
+                ManifestRow,
+                and_(ManifestRow.optimizer_id == Optimizer.id, ManifestRow.rank.in_(ranks)),
+            )
+            .where(Optimizer.run_id == run.id)
         ):
-            self._layer_counts[optimizer_id, rank, version] = layers
+            self._optimizers[optimizer.name] = optimizer
+            if _is_there(version):
+                self._layer_counts[optimizer.id, rank, version] = layers
         self._frames: dict[str, dict[Key, ArrivedFrame]] = collections.defaultdict(dict)
+        self._reported: set[str] = set()  # optimizers of which something was found out
         self._broken: dict[tuple[str, int], list[Frame]] = collections.defaultdict(list)
 
     def take(self, decoded: Arrived) -> None:
@@ -131,6 +152,8 @@ class _Batch:
                 self._end(record)
             case Drops():
                 self._count_drops(record)
+            case Origin():
+                self._take_report(record, decoded)
             case _:
                 pass
 
@@ -138,9 +161,9 @@ class _Batch:
         optimizer = self._optimizers.get(manifest.optimizer)
         if optimizer is None:
             optimizer = Optimizer(
-                run_id=self._run.id,
+                run_id=self.run.id,
                 name=manifest.optimizer,
-                speaker=0 if self._run.world_size == 1 else MERGED,
+                speaker=0 if self.run.world_size == 1 else MERGED,
                 kept_from=0,
                 frames=0,
                 nonfinite_frames=0,
@@ -161,8 +184,8 @@ class _Batch:
                     conflict=True,
                 )
             return
-        if manifest.rank >= self._run.world_size:
-            grow_world(self._session, self._run, manifest.rank + 1)
+        if manifest.rank >= self.run.world_size:
+            grow_world(self._session, self.run, manifest.rank + 1)
         self._layer_counts[key] = len(manifest.layers)
         row = {
             "optimizer_id": optimizer.id,
@@ -267,7 +290,7 @@ class _Batch:
         optimizer.nonfinite_frames += sum(arrived.broken for arrived in frames.values())
         self._summarise(optimizer, [arrived.record for arrived in frames.values()])
         if optimizer.speaker == MERGED:
-            merge_arrivals(self._session, self._run, optimizer, frames)
+            merge_arrivals(self._session, self.run, optimizer, frames)
 
     def _summarise(self, optimizer: Optimizer, frames: Sequence[Frame]) -> None:
         """Keep what lists and gauges show beside the run, so that they read no frames."""
@@ -281,12 +304,12 @@ class _Batch:
             logged = [frame for frame in frames if "loss" in frame.scalars]
             if logged:
                 loss = max(logged, key=lambda frame: frame.step).scalars["loss"]
-                self._run.loss = finite(loss)
-                self._run.loss_nonfinite = self._run.loss is None
+                self.run.loss = finite(loss)
+                self.run.loss_nonfinite = self.run.loss is None
         optimizer.frames += len(frames)
         times = [frame.time for frame in frames if math.isfinite(frame.time)]
         if times:
-            self._run.last_frame_at = max(self._run.last_frame_at or 0.0, *times)
+            self.run.last_frame_at = max(self.run.last_frame_at or 0.0, *times)
 
     def raise_non_finite(self, channels: Sequence[str]) -> bool:
         """Non-finite values need no history: tell of them now, not at the next judgement."""
@@ -299,7 +322,7 @@ class _Batch:
             if finding is not None:
                 alerted |= reconcile(
                     self._session,
-                    self._run,
+                    self.run,
                     name,
                     [finding],
                     ordered[-1].step,
@@ -308,13 +331,33 @@ class _Batch:
                 )
         return alerted
 
+    def _take_report(self, report: Origin, decoded: Decoded) -> None:
+        optimizer = self._optimizers.get(report.optimizer)
+        if optimizer is None:
+            self._reject(decoded, f"optimizer: no manifest of {report.optimizer!r} was sent")
+            return
+        keep_report(self._session, optimizer, report, decoded.raw)
+        self._reported.add(report.optimizer)
+
+    def tell_reports(self, channels: Sequence[str]) -> bool:
+        """Add what was found out to findings, those of this batch among them."""
+        alerted = False
+        for name in sorted(self._reported):
+            alerted |= tell(self._session, self.run, self._optimizers[name], channels)
+        return alerted
+
     def _end(self, end: RunEnd) -> None:
         if end.status == "failed":
-            self._run.status, self._run.reason = "failed", without_nul(end.reason)
-        elif end.rank == 0 and self._run.status != "failed":
-            self._run.status = "finished"
+            self.run.status, self.run.reason = "failed", without_nul(end.reason)
+        elif end.rank == 0 and self.run.status != "failed":
+            self.run.status = "finished"
 
     def _count_drops(self, drops: Drops) -> None:
-        counts = collections.Counter(self._run.dropped)
+        counts = collections.Counter(self.run.dropped)
         counts.update(drops.counts)
-        self._run.dropped = dict(counts)
+        self.run.dropped = dict(counts)
+
+
+def _is_there(value: object) -> bool:
+    """Whether an outer join found a row; the types of its columns do not say that it may not."""
+    return value is not None

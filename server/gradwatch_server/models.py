@@ -153,6 +153,19 @@ class FindingRow(Base):
     resolved_at: Mapped[float | None] = mapped_column(Float)
 
 
+class ReportRow(Base):
+    """What one rank found out of its first non-finite value: its origin, and the steps before."""
+
+    __tablename__ = "reports"
+
+    optimizer_id: Mapped[int] = mapped_column(
+        ForeignKey("optimizers.id", ondelete="CASCADE"), primary_key=True
+    )
+    rank: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20), primary_key=True)  # tag of the wire type
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # the record as it was sent
+
+
 class Alert(Base):
     """One message that one channel is to get: the outbox."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
+from gradwatch.wire.frame import Drops, Frame, Manifest, Origin, Record, RunInfo
 
 # The largest of a column of 32 bits.
 MAX_VERSION = 2**31 - 1
@@ -29,6 +29,11 @@ def refusal(record: Record | RunInfo) -> str | None:
                 if refused := _no_nul("counts", reason):
                     return refused
             return None
+        case Origin():
+            named = {
+                name: getattr(record, name) for name in ("operation", "module", "source", "note")
+            }
+            return next((said for said in map(_no_nul, named, named.values()) if said), None)
         case Frame():
             # Its optimizer and version must be those of a manifest that was stored.
             return None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -342,3 +345,16 @@ def test_an_exception_in_the_loop_leaves_no_mode_behind_once_finished(spool: Pat
         model(torch.randn(2, 3))
     watching.finish("failed")
     assert tracer.modes_on_stack() == 0
+
+
+@pytest.mark.slow
+def test_under_ddp_the_rank_is_named_where_it_began(spool: Path, kept: Kept) -> None:
+    script = Path(__file__).parent / "ddp_nan.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launch = [*launcher, "--standalone", str(script)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = {origin.rank: origin for origin in origins(kept())}
+    assert found[0].kind == "nothing"
+    assert (found[1].kind, found[1].operation, found[1].step) == ("operation", "log", 7)

@@ -1,0 +1,100 @@
+"""What agents found out of a non-finite value, kept beside its finding and told with it.
+
+A report may come before its finding, after it, or twice; the finding ends up the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gradwatch.wire.codec import decode_record
+from gradwatch.wire.frame import Origin
+from gradwatch_server import alerts
+from gradwatch_server.database import insert_new
+from gradwatch_server.models import OPEN, Alert, FindingRow, Optimizer, ReportRow, Run
+
+KIND = "non_finite"
+ORIGIN = "origin"
+# Which rank's word is taken: one that saw it arise, before one that found it there already.
+ORDER = ("operation", "gradient", "input", "constant", "batch", "weights", "nothing")
+
+# Kinds that say where it did not begin; they are evidence, but no news.
+BEGAN = " It began in "
+UNTOLD = ("nothing", "weights")
+
+
+def keep(session: Session, optimizer: Optimizer, report: Origin, raw: bytes) -> None:
+    """Store one rank's report. The first one stays."""
+    row = {"optimizer_id": optimizer.id, "rank": report.rank, "kind": ORIGIN, "body": raw}
+    session.execute(insert_new(session, ReportRow), [row])
+
+
+def tell(session: Session, run: Run, optimizer: Optimizer, channels: Sequence[str]) -> bool:
+    """Add what is known to the optimizer's finding. Returns whether alerts were written.
+
+    Who was told of the finding without its origin is told again.
+    """
+    row = session.scalar(
+        select(FindingRow).where(
+            FindingRow.run_id == run.id,
+            FindingRow.optimizer == optimizer.name,
+            FindingRow.kind == KIND,
+        )
+    )
+    if row is None or not add_reports(session, row) or BEGAN not in row.summary:
+        return False
+    session.flush()
+    if row.state != OPEN or not _wanting(session, row):
+        return False
+    alerts.enqueue(session, row, "located", channels)
+    return True
+
+
+def _wanting(session: Session, row: FindingRow) -> bool:
+    """Whether a message went out that could not name the origin, and none that did."""
+    sent = session.execute(
+        select(Alert.change, Alert.attempts).where(
+            Alert.finding_id == row.id, Alert.occurrence == row.occurrence
+        )
+    ).all()
+    return "located" not in {change for change, _ in sent} and any(
+        attempts for change, attempts in sent if change == "opened"
+    )
+
+
+def add_reports(session: Session, row: FindingRow) -> bool:
+    """Put the origin into a finding's evidence and summary. Returns whether that changed it."""
+    origin = _origin(session, row)
+    if origin is None:
+        return False
+    run = session.get_one(Run, row.run_id)
+    told: dict[str, Any] = origin.evidence(run.world_size)
+    if all(row.evidence.get(label) == value for label, value in told.items()):
+        return False
+    began = "" if origin.kind in UNTOLD else f"{BEGAN}{origin.place}."
+    row.evidence = told | row.evidence | told
+    row.summary = row.summary.split(BEGAN)[0] + began
+    return True
+
+
+def _origin(session: Session, row: FindingRow) -> Origin | None:
+    """The word of the rank that knows most."""
+    bodies = session.scalars(
+        select(ReportRow.body)
+        .join(Optimizer, Optimizer.id == ReportRow.optimizer_id)
+        .where(
+            Optimizer.run_id == row.run_id,
+            Optimizer.name == row.optimizer,
+            ReportRow.kind == ORIGIN,
+        )
+    )
+    origins = [report for report in map(decode_record, bodies) if isinstance(report, Origin)]
+    return min(
+        origins,
+        key=lambda origin: (ORDER.index(origin.kind), origin.step, origin.rank),
+        default=None,
+    )
