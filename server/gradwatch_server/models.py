@@ -64,6 +64,10 @@ class Run(Base):
     changed: Mapped[int] = mapped_column(BigInteger, default=0)
     judged: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     leased_until: Mapped[float] = mapped_column(Float, default=0.0)
+    # What people have set, in place of what the job said of itself; None leaves that as it is.
+    name: Mapped[str | None] = mapped_column(String(200))
+    tags: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    notes: Mapped[str] = mapped_column(Text, server_default="")
 
 
 class Optimizer(Base):
@@ -151,6 +155,8 @@ class FindingRow(Base):
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
     opened_at: Mapped[float] = mapped_column(Float)
     resolved_at: Mapped[float | None] = mapped_column(Float)
+    muted_at: Mapped[float | None] = mapped_column(Float)
+    acknowledged_at: Mapped[float | None] = mapped_column(Float)
 
 
 class ReportRow(Base):
@@ -215,3 +221,48 @@ class TaskCount(Base):
     seconds: Mapped[float] = mapped_column(Float, default=0.0)
     # How many took at most so long, by bound in seconds; the last bound is "+Inf".
     buckets: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+
+
+class FindingChange(Base):
+    """One change in the life of a finding: opened, resolved, muted and so on."""
+
+    __tablename__ = "finding_changes"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    finding_id: Mapped[int] = mapped_column(
+        ForeignKey("findings.id", ondelete="CASCADE"), index=True
+    )
+    at: Mapped[float] = mapped_column(Float)
+    change: Mapped[str] = mapped_column(String(20))
+    step: Mapped[int] = mapped_column(BigInteger)  # the newest one that showed the problem
+    severity: Mapped[str] = mapped_column(String(20))
+    note: Mapped[str] = mapped_column(Text, default="")
+
+
+class Event(Base):
+    """Something that a rank said happened at a step, as a NaN or a skipped step of AMP."""
+
+    __tablename__ = "events"
+
+    optimizer_id: Mapped[int] = mapped_column(
+        ForeignKey("optimizers.id", ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    rank: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+
+
+class TokenRow(Base):
+    """A token: what it is good for, and a hash to know it by."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    key: Mapped[str] = mapped_column(String(20), unique=True)  # the part of it that is no secret
+    name: Mapped[str] = mapped_column(String(200))
+    scopes: Mapped[str] = mapped_column(String(50))  # separated by spaces
+    project: Mapped[str | None] = mapped_column(String(200))  # None for all of them
+    digest: Mapped[bytes] = mapped_column(LargeBinary)  # SHA-256 of the secret
+    created_at: Mapped[float] = mapped_column(Float)
+    last_used_at: Mapped[float | None] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)

@@ -1,0 +1,42 @@
+"""Who may call an endpoint: each names the scope it needs, and is told the caller's project."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from sqlalchemy.orm import Session
+
+from gradwatch_server.context import Shared
+from gradwatch_server.models import Run
+from gradwatch_server.queries import NotFoundError, find_run
+from gradwatch_server.tokens import DeniedError, Grant, Scope
+
+RunKey = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hexadecimal digits")]
+
+
+class _Needs:
+    """A dependency that lets in who has the scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    def __call__(self, request: Request, shared: Shared) -> Grant:
+        grant = shared.keyring.admit(request.headers.get("Authorization", ""))
+        if not grant.allows(self.scope):
+            held = ", ".join(sorted(grant.scopes))
+            raise DeniedError(f"this needs the scope {self.scope}; the token has {held}", 403)
+        return grant
+
+
+Ingesting = Annotated[Grant, Depends(_Needs(Scope.INGEST))]
+Reading = Annotated[Grant, Depends(_Needs(Scope.READ))]
+Administering = Annotated[Grant, Depends(_Needs(Scope.ADMIN))]
+
+
+def reachable_run(session: Session, grant: Grant, run: str) -> Run:
+    """A run of the caller's project. Raises NotFoundError: others' runs are not even there."""
+    found = find_run(session, run)
+    if not grant.reaches(found.project):
+        raise NotFoundError(f"there is no run {run!r}")
+    return found

@@ -1,0 +1,30 @@
+"""What every endpoint of one collector shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+
+from gradwatch_server.settings import Settings
+from gradwatch_server.tokens import Keyring
+from gradwatch_server.writer import Writer
+
+
+@dataclass
+class Context:
+    """The parts of a running collector."""
+
+    engine: Engine
+    settings: Settings
+    keyring: Keyring
+    writer: Writer
+
+
+def _context(request: Request) -> Context:
+    return request.app.state.context
+
+
+Shared = Annotated[Context, Depends(_context)]
