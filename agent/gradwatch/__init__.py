@@ -12,16 +12,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradwatch.acting import TrainingStoppedError
     from gradwatch.client import Client, CollectorError
+    from gradwatch.health.finding import Finding
     from gradwatch.monitor import Monitor, watch
 
 __version__ = "0.1.0"
-__all__ = ["Client", "CollectorError", "Monitor", "__version__", "watch"]
+__all__ = [
+    "Client",
+    "CollectorError",
+    "Finding",
+    "Monitor",
+    "TrainingStoppedError",
+    "__version__",
+    "watch",
+]
 
 _HOME = {
     "Client": "gradwatch.client",
     "CollectorError": "gradwatch.client",
+    "Finding": "gradwatch.health.finding",
     "Monitor": "gradwatch.monitor",
+    "TrainingStoppedError": "gradwatch.acting",
     "watch": "gradwatch.monitor",
 }
 

@@ -34,6 +34,15 @@ from gradwatch.settings import SettingError, Settings
     type=float,
     help="Share of the training time that the agent may take (0.01); 0 lifts the limit.",
 )
+@click.option(
+    "--stop-on",
+    help="Kinds of findings, separated by commas, at which the script ends with an error.",
+)
+@click.option(
+    "--locate-nan/--no-locate-nan",
+    default=None,
+    help="Trace every step, several times slower, to name what makes the first NaN.",
+)
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gradwatch.health.kinds import KINDS
+
 PREFIX = "GRADWATCH_"
 
 
@@ -36,6 +38,7 @@ class Settings:
     overhead_budget: float = (
         0.01  # share of the training time that the agent may take; 0 = no limit
     )
+    stop_on: str = ""  # kinds of findings, separated by commas, that end the training by an error
     locate_nan: bool = False  # trace every step, so that the first NaN is named at its own step
     spool: str = ""  # folder; empty takes the user's data folder
     spool_limit_mb: int = 1024  # on disk, for each process
@@ -70,6 +73,11 @@ def default_run_name() -> str:
     return name if name not in ("", "-c", "-m") else "notebook"
 
 
+def kinds_of(text: str) -> tuple[str, ...]:
+    """The kinds of findings that a setting names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _is_run_id(text: str) -> bool:
     return len(text) == 32 and all(digit in "0123456789abcdef" for digit in text)
 
@@ -85,10 +93,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "must start with http:// or https://",
     ),
     "token": (lambda token: token.isascii() and token.isprintable(), "must be plain text"),
+    "stop_on": (
+        lambda kinds: set(kinds_of(kinds)) <= set(KINDS),
+        f"must name kinds of findings, separated by commas; known are {', '.join(KINDS)}",
+    ),
     "project": (bool, "must not be empty"),
     "run_id": (_is_run_id, "must be 32 hexadecimal digits"),
 }
-KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+TYPES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -104,7 +116,7 @@ def _checked(name: str, where: str, value: Any, kind: type) -> Any:
         ):
             raise ValueError
     except (ValueError, TypeError, OverflowError):
-        raise SettingError(f"{where} must be {KINDS.get(kind, 'text')}, not {shown}") from None
+        raise SettingError(f"{where} must be {TYPES.get(kind, 'text')}, not {shown}") from None
     holds, wanted = RULES.get(name, (lambda _: True, ""))
     if not holds(parsed):
         raise SettingError(f"{where} {wanted}, not {shown}")

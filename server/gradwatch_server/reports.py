@@ -22,9 +22,8 @@ ORIGIN = "origin"
 # Which rank's word is taken: one that saw it arise, before one that found it there already.
 ORDER = ("operation", "gradient", "input", "constant", "batch", "weights", "nothing")
 
-# Kinds that say where it did not begin; they are evidence, but no news.
+# How a finding's summary goes on once its origin is known.
 BEGAN = " It began in "
-UNTOLD = ("nothing", "weights")
 
 
 def keep(session: Session, optimizer: Optimizer, report: Origin, raw: bytes) -> None:
@@ -75,9 +74,8 @@ def add_reports(session: Session, row: FindingRow) -> bool:
     told: dict[str, Any] = origin.evidence(run.world_size)
     if all(row.evidence.get(label) == value for label, value in told.items()):
         return False
-    began = "" if origin.kind in UNTOLD else f"{BEGAN}{origin.place}."
     row.evidence = told | row.evidence | told
-    row.summary = row.summary.split(BEGAN)[0] + began
+    row.summary = " ".join(filter(None, [row.summary.split(BEGAN)[0], origin.sentence]))
     return True
 
 

@@ -24,7 +24,7 @@ def test_a_keyword_wins_over_the_variable_and_none_means_not_given() -> None:
 
 def test_every_setting_can_be_given_as_a_variable_of_its_type() -> None:
     texts = {"url": "http://host:1", "run_id": "0" * 32, "disabled": "yes", "overhead_budget": "1"}
-    texts |= {"locate_nan": "yes"}
+    texts |= {"locate_nan": "yes", "stop_on": "non_finite, exploding"}
     for field in fields(Settings):
         text = texts.get(field.name, "5")
         settings = Settings.load({}, {PREFIX + field.name.upper(): text})
@@ -52,6 +52,7 @@ BAD: list[tuple[str, Any]] = [
     ("detail_every", "-1"),
     ("spool_limit_mb", "0"),
     ("overhead_budget", "1.5"),
+    ("stop_on", "non_finite,nan"),
     ("overhead_budget", "nan"),
     ("overhead_budget", "-0.1"),
     ("url", "localhost:8470"),

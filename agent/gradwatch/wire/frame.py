@@ -195,6 +195,11 @@ class Origin(Wire, tag="origin", frozen=True, kw_only=True):
         line = f" at {self.source}" if self.source else ""
         return f"{what}{where}{kind}{line}"
 
+    @property
+    def sentence(self) -> str:
+        """What to add to a finding's summary; "" where it says only where it did not begin."""
+        return "" if self.kind in ("weights", "nothing") else f"It began in {self.place}."
+
     def evidence(self, ranks: int = 1) -> dict[str, float | int | str]:
         """Labels and values for a finding's evidence. ranks: processes of the run."""
         told: dict[str, float | int | str] = {"began in": self.place}
