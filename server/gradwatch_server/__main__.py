@@ -7,6 +7,7 @@ import ipaddress
 import click
 import uvicorn
 
+from gradwatch_server import logs
 from gradwatch_server.alerts import ChannelError, check_channel
 from gradwatch_server.app import create_app
 from gradwatch_server.settings import Settings
@@ -31,11 +32,13 @@ def main(host: str, port: int) -> None:
             "for agents and dashboard, or listen on 127.0.0.1"
         )
     check_channels(settings.channels)
+    logs.configure(settings.log_format, settings.log_level.upper())
     uvicorn.run(
         create_app(settings),
         host=host,
         port=port,
-        log_level="warning",
+        # Its records go where ours go.
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from gradwatch import __version__
@@ -39,7 +39,9 @@ from gradwatch_server.ingest import introduce
 from gradwatch_server.metrics import DatabaseCollector, expose
 from gradwatch_server.models import FindingRow, Optimizer, Run
 from gradwatch_server.problems import MEDIA_TYPE, add_handlers, problem
+from gradwatch_server.readiness import Readiness
 from gradwatch_server.settings import Settings
+from gradwatch_server.telemetry import Observed, Telemetry
 from gradwatch_server.views import finding_views, run_view
 from gradwatch_server.writer import Writer
 
@@ -56,11 +58,14 @@ def create_app(settings: Settings | None = None, wake: Callable[[], None] | None
     """
     settings = settings or Settings.load()
     engine = open_database(settings.database)
+    telemetry = Telemetry()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         migrate(engine)
-        app.state.writer = Writer(engine, settings.channels, wake or _wake_worker(settings))
+        app.state.writer = Writer(
+            engine, settings.channels, wake or _wake_worker(settings), telemetry.committed
+        )
         yield
         await asyncio.to_thread(app.state.writer.close)
         engine.dispose()
@@ -72,6 +77,8 @@ def create_app(settings: Settings | None = None, wake: Callable[[], None] | None
         lifespan=lifespan,
         responses=PROBLEMS,
     )
+    app.state.telemetry = telemetry
+    app.add_middleware(Observed, telemetry=telemetry)
     add_handlers(app)
     _add_service(app, engine, settings)
     guard = [Depends(_guard(settings))] if settings.server_token else []
@@ -140,18 +147,21 @@ def _add_service(app: FastAPI, engine: Engine, settings: Settings) -> None:
     def healthz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
         return {"status": "ok"}
 
+    readiness = Readiness(engine)
+
     @app.get("/readyz", tags=["service"], summary="The database answers; 503 when it does not")
-    def readyz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
-        with engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
-        return {"status": "ready"}
+    async def readyz() -> Response:  # pyright: ignore[reportUnusedFunction]
+        if trouble := await readiness.check():
+            return problem(503, trouble, headers={"Retry-After": "1"})
+        return Response(msgspec.json.encode({"status": "ready"}), media_type="application/json")
 
 
 def _add_metrics(app: FastAPI, engine: Engine, guard: list[Any]) -> None:
     @app.get("/metrics", tags=["service"], summary="For Prometheus", dependencies=guard)
     def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
         collector = DatabaseCollector(engine, lambda: app.state.writer.waiting)
-        return Response(expose(collector), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = expose(collector, app.state.telemetry.registry)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_ingest(app: FastAPI, engine: Engine, guard: list[Any]) -> None:
@@ -194,6 +204,7 @@ def _add_ingest(app: FastAPI, engine: Engine, guard: list[Any]) -> None:
         waiting = app.state.writer.submit(run, arrivals.records)
         receipt: Receipt = await asyncio.wrap_future(waiting)
         rejected = sorted([*arrivals.rejected, *receipt.rejected], key=lambda item: item.place)
+        app.state.telemetry.rejected(rejected)
         if rejected:
             stored = receipt.stored + receipt.repeated
             detail = f"{len(rejected)} records refused, {stored} frames kept: {rejected[0].reason}"

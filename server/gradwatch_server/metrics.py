@@ -6,24 +6,32 @@ few: never a layer, a step or a rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from gradwatch_server.models import OPEN, Alert, FindingRow, Optimizer, Run
+from gradwatch_server import task_counts
+from gradwatch_server.models import OPEN, Alert, FindingRow, Optimizer, Run, TaskCount
 from gradwatch_server.views import run_info
 
+log = logging.getLogger(__name__)
+
 MAX_RUNS = 1000
-Families = dict[str, GaugeMetricFamily | CounterMetricFamily]
+Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
+Families = dict[str, Family]
 RUN_LABELS = ("run", "project", "name")
 OPTIMIZER_LABELS = ("run", "optimizer")
 
@@ -32,7 +40,7 @@ class Spec(NamedTuple):
     """A metric's name, help and labels; documented and exposed from this one table."""
 
     name: str
-    kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    kind: type[Family]
     help: str
     labels: tuple[str, ...]
 
@@ -101,6 +109,30 @@ SPECS: dict[str, Spec] = {
             ("state",),
         ),
         Spec(
+            "gradwatch_runs_waiting",
+            GaugeMetricFamily,
+            "Runs that changed since a worker judged them.",
+            (),
+        ),
+        Spec(
+            "gradwatch_task_duration_seconds",
+            HistogramMetricFamily,
+            "Time that workers took for a task.",
+            ("task",),
+        ),
+        Spec(
+            "gradwatch_task_failures",
+            CounterMetricFamily,
+            "Tasks that ended with an exception.",
+            ("task",),
+        ),
+        Spec(
+            "gradwatch_database_up",
+            GaugeMetricFamily,
+            "Whether the database answered this scrape; without it most of the others are absent.",
+            (),
+        ),
+        Spec(
             "gradwatch_batches_waiting",
             GaugeMetricFamily,
             "Batches that wait for a commit in this collector.",
@@ -125,52 +157,82 @@ class DatabaseCollector(Collector):
         families: Families = {
             name: spec.kind(name, spec.help, labels=spec.labels) for name, spec in SPECS.items()
         }
-        families["gradwatch_batches_waiting"].add_metric((), self._batches_waiting())
-        with Session(self._engine) as session:
-            runs = session.scalars(
-                select(Run).where(Run.status == "running").order_by(Run.id.desc()).limit(MAX_RUNS)
-            ).all()
-            keys = {run.id: run.key for run in runs}
-            for run in runs:
-                _add_run(families, run)
-            for optimizer in session.scalars(select(Optimizer).where(Optimizer.run_id.in_(keys))):
-                _add_optimizer(families, keys[optimizer.run_id], optimizer)
-            findings = select(FindingRow).where(
-                FindingRow.run_id.in_(keys), FindingRow.state == OPEN
-            )
-            for row in session.scalars(findings):
-                labels = (keys[row.run_id], row.optimizer, row.kind, row.severity)
-                families["gradwatch_findings_open"].add_metric(labels, 1)
-            for state, count in session.execute(
-                select(Alert.state, func.count()).group_by(Alert.state)
-            ):
-                families["gradwatch_alerts"].add_metric((state,), count)
+        _add(families, "gradwatch_batches_waiting", (), self._batches_waiting())
+        try:
+            with Session(self._engine) as session:
+                _add_runs(families, session)
+                _add_work(families, session)
+        except SQLAlchemyError as error:
+            log.warning("a scrape found no database: %s", error)
+            _add(families, "gradwatch_database_up", (), 0)
+        else:
+            _add(families, "gradwatch_database_up", (), 1)
         yield from families.values()
+
+
+def _add(families: Families, name: str, labels: Sequence[str], value: float) -> None:
+    family = families[name]
+    assert isinstance(family, GaugeMetricFamily | CounterMetricFamily)
+    family.add_metric(labels, value)
+
+
+def _add_runs(families: Families, session: Session) -> None:
+    """The runs that are being recorded, and what is wrong with them."""
+    runs = session.scalars(
+        select(Run).where(Run.status == "running").order_by(Run.id.desc()).limit(MAX_RUNS)
+    ).all()
+    keys = {run.id: run.key for run in runs}
+    for run in runs:
+        _add_run(families, run)
+    for optimizer in session.scalars(select(Optimizer).where(Optimizer.run_id.in_(keys))):
+        _add_optimizer(families, keys[optimizer.run_id], optimizer)
+    findings = select(FindingRow).where(FindingRow.run_id.in_(keys), FindingRow.state == OPEN)
+    for row in session.scalars(findings):
+        labels = (keys[row.run_id], row.optimizer, row.kind, row.severity)
+        _add(families, "gradwatch_findings_open", labels, 1)
+
+
+def _add_work(families: Families, session: Session) -> None:
+    """What workers have to do and have done."""
+    for state, count in session.execute(select(Alert.state, func.count()).group_by(Alert.state)):
+        _add(families, "gradwatch_alerts", (state,), count)
+    waiting = session.scalar(select(func.count()).where(Run.changed > Run.judged))
+    _add(families, "gradwatch_runs_waiting", (), waiting or 0)
+    durations = families["gradwatch_task_duration_seconds"]
+    assert isinstance(durations, HistogramMetricFamily)
+    for row in session.scalars(select(TaskCount)):
+        counts = accumulate(row.buckets.get(name, 0) for name in task_counts.NAMES)
+        buckets = list(zip(task_counts.NAMES, counts, strict=True))
+        durations.add_metric((row.task,), buckets, row.seconds)
+        _add(families, "gradwatch_task_failures", (row.task,), row.failures)
 
 
 def _add_run(families: Families, run: Run) -> None:
     info = run_info(run)
-    families["gradwatch_run_info"].add_metric((run.key, info.project, info.name), 1)
+    _add(families, "gradwatch_run_info", (run.key, info.project, info.name), 1)
     if run.last_frame_at is not None:
         name = "gradwatch_run_last_frame_timestamp_seconds"
-        families[name].add_metric((run.key,), run.last_frame_at)
+        _add(families, name, (run.key,), run.last_frame_at)
     if run.loss is not None:
-        families["gradwatch_run_loss"].add_metric((run.key,), run.loss)
+        _add(families, "gradwatch_run_loss", (run.key,), run.loss)
     for reason, count in run.dropped.items():
-        families["gradwatch_run_dropped_frames"].add_metric((run.key, reason), count)
+        _add(families, "gradwatch_run_dropped_frames", (run.key, reason), count)
 
 
 def _add_optimizer(families: Families, run_key: str, row: Optimizer) -> None:
     labels = (run_key, row.name)
-    families["gradwatch_run_step"].add_metric(labels, row.last_step)
-    families["gradwatch_run_frames"].add_metric(labels, row.frames)
-    families["gradwatch_run_nonfinite_frames"].add_metric(labels, row.nonfinite_frames)
+    _add(families, "gradwatch_run_step", labels, row.last_step)
+    _add(families, "gradwatch_run_frames", labels, row.frames)
+    _add(families, "gradwatch_run_nonfinite_frames", labels, row.nonfinite_frames)
     if row.total_norm is not None:
-        families["gradwatch_run_gradient_norm"].add_metric(labels, row.total_norm)
+        _add(families, "gradwatch_run_gradient_norm", labels, row.total_norm)
 
 
-def expose(collector: DatabaseCollector) -> bytes:
-    """The text format, version 0.0.4. A registry of its own: nothing of the process leaks in."""
+def expose(collector: DatabaseCollector, own: CollectorRegistry) -> bytes:
+    """The text format, version 0.0.4: what the database says, and what this process counted.
+
+    A registry of its own for the first: nothing of the process leaks in.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
-    return generate_latest(registry)
+    return generate_latest(registry) + generate_latest(own)

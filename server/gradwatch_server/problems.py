@@ -44,7 +44,7 @@ def problem(
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Turn every error that endpoints raise into a problem."""
+    """Turn every error that is foreseen into a problem; telemetry.Observed answers for others."""
 
     @app.exception_handler(StarletteHTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -55,11 +55,6 @@ def add_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return problem(422, f"{where}: {first['msg']}")
-
-    @app.exception_handler(Exception)
-    async def _unforeseen(_: Request, error: Exception) -> Response:  # pyright: ignore[reportUnusedFunction]
-        # What went wrong is in the log; a stranger is not told.
-        return problem(500, f"the collector failed: {type(error).__name__}")
 
     statuses: dict[type[Exception], int] = {
         NotFoundError: 404,

@@ -9,6 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 PREFIX = "GRADWATCH_"
+# What a setting may be, where not everything will do.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
 
 
 def default_data_dir() -> Path:
@@ -29,6 +34,8 @@ class Settings:
     dashboard_url: str = ""  # shown in alerts, and where the collector's front page leads
     judge_every_s: float = 2.0  # seconds between two judgements of a run
     silent_after_s: float = 120.0  # a running job without a frame for so long is shown as silent
+    log_format: str = "text"  # or json: one object a line
+    log_level: str = "info"  # debug, info, warning or error; a worker's --loglevel comes first
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -40,7 +47,9 @@ class Settings:
             text = environ.get(variable, "").strip()
             if text:
                 number = isinstance(field.default, float)
-                values[field.name] = _seconds(variable, text) if number else text
+                values[field.name] = (
+                    _seconds(variable, text) if number else _known(field.name, variable, text)
+                )
         return cls(**values)  # pyright: ignore[reportArgumentType]
 
     @property
@@ -61,6 +70,13 @@ class Settings:
     def channels(self) -> list[str]:
         """The Apprise URLs that get every alert."""
         return self.notify.split()
+
+
+def _known(name: str, variable: str, text: str) -> str:
+    choices = CHOICES.get(name)
+    if choices and text not in choices:
+        raise ValueError(f"{variable}={text!r} is none of {', '.join(choices)}")
+    return text
 
 
 def _seconds(variable: str, text: str) -> float:

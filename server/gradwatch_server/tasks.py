@@ -7,18 +7,29 @@ the next tick finds what is due. Messages only say "look now".
 from __future__ import annotations
 
 import logging
+import time
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery.signals import (
+    setup_logging,
+    task_failure,
+    task_postrun,
+    task_prerun,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from gradwatch_server import alerts, judging, redis_broker
+from gradwatch_server import alerts, judging, logs, redis_broker
 from gradwatch_server.database import open_database
 from gradwatch_server.file_broker import POLL_S, SCHEME
 from gradwatch_server.settings import Settings
+from gradwatch_server.task_counts import TaskCounts
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +101,55 @@ def _engine() -> Engine:
     return open_database(_settings().database)
 
 
+@cache
+def _counts() -> TaskCounts:
+    return TaskCounts()
+
+
 @worker_process_init.connect
-def _forget_engine(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+def _start_afresh(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
     _engine.cache_clear()
+    _counts.cache_clear()
 
 
 @worker_process_shutdown.connect
-def _close_engine(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+@worker_shutting_down.connect
+def _close(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
     if _engine.cache_info().currsize:
+        _write_counts(at_once=True)
         _engine().dispose()
+
+
+@setup_logging.connect
+def _configure_logs(loglevel: int | str, **_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    logs.configure(_settings().log_format, loglevel)
+
+
+@task_prerun.connect
+def _begin(task_id: str, task: Any, **_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    logs.AT.set({"task_id": task_id})
+    task.request.began = time.perf_counter()
+
+
+@task_failure.connect
+def _fail(sender: Any, **_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    sender.request.failed = True
+
+
+@task_postrun.connect
+def _end(task: Any, **_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    request = task.request
+    seconds = time.perf_counter() - request.began
+    _counts().add(task.name, seconds, getattr(request, "failed", False))
+    _write_counts()
+    logs.AT.set({})
+
+
+def _write_counts(at_once: bool = False) -> None:
+    try:
+        _counts().write(_engine(), at_once)
+    except SQLAlchemyError as error:
+        log.warning("counts of tasks are lost: %s", error)
 
 
 @celery_app.task(name="gradwatch.judge")  # pyright: ignore[reportUntypedFunctionDecorator]

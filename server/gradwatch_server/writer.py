@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -33,6 +34,7 @@ class BusyError(RuntimeError):
 class _Waiting(NamedTuple):
     run_key: str
     records: Sequence[Arrived]
+    project: str | None
     answer: Future[Receipt]
 
 
@@ -40,11 +42,16 @@ class Writer:
     """Stores batches in the order of their arrival, many a commit."""
 
     def __init__(
-        self, engine: Engine, channels: Sequence[str], on_alert: Callable[[], None]
+        self,
+        engine: Engine,
+        channels: Sequence[str],
+        on_alert: Callable[[], None],
+        on_commit: Callable[[Sequence[Receipt], float], None] = lambda _receipts, _seconds: None,
     ) -> None:
         self._engine = engine
         self._channels = channels
         self._on_alert = on_alert  # called after a commit that left alerts in the outbox
+        self._on_commit = on_commit  # told of each commit and how many seconds it took
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(QUEUE_LIMIT)
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
@@ -54,11 +61,16 @@ class Writer:
         """Batches that wait for a commit."""
         return self._queue.qsize()
 
-    def submit(self, run_key: str, records: Sequence[Arrived]) -> Future[Receipt]:
-        """Store a batch; the future is done after the commit. Raises BusyError when full."""
+    def submit(
+        self, run_key: str, records: Sequence[Arrived], project: str | None = None
+    ) -> Future[Receipt]:
+        """Store a batch; the future is done after the commit. Raises BusyError when full.
+
+        project: the only one that the sender may write to; None for any.
+        """
         answer: Future[Receipt] = Future()
         try:
-            self._queue.put_nowait(_Waiting(run_key, records, answer))
+            self._queue.put_nowait(_Waiting(run_key, records, project, answer))
         except queue.Full:
             raise BusyError(f"{QUEUE_LIMIT} batches wait for the database") from None
         return answer
@@ -88,6 +100,7 @@ class Writer:
 
     def _commit(self, group: list[_Waiting]) -> None:
         """One transaction for the whole group; one by one when it fails, to spare the good."""
+        began = time.perf_counter()
         try:
             results = self._store(group)
         except Exception as error:
@@ -97,6 +110,8 @@ class Writer:
             for waiting in group:
                 self._commit([waiting])
             return
+        stored = [result.receipt for result in results if isinstance(result, Stored)]
+        self._on_commit(stored, time.perf_counter() - began)
         for waiting, result in zip(group, results, strict=True):
             if isinstance(result, UnknownRunError):
                 waiting.answer.set_exception(result)
@@ -117,7 +132,10 @@ class Writer:
         with writing(self._engine) as session:
             for waiting in group:
                 try:
-                    results.append(store(session, waiting.run_key, waiting.records, self._channels))
+                    stored = store(
+                        session, waiting.run_key, waiting.records, self._channels, waiting.project
+                    )
+                    results.append(stored)
                 except UnknownRunError as error:
                     results.append(error)
         return results
