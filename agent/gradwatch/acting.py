@@ -20,7 +20,7 @@ from gradwatch.health.judge import judge
 from gradwatch.health.kinds import KINDS
 from gradwatch.notice import say, told
 from gradwatch.windows import Layout, window_of
-from gradwatch.wire.frame import Frame, Manifest, Origin, Record
+from gradwatch.wire.frame import Flight, Frame, Manifest, Origin, Record
 
 OnFinding = Callable[[Finding], object]
 
@@ -62,6 +62,7 @@ class LocalJudge:
         self._frames: dict[str, collections.deque[Frame]] = {}
         self._bytes = 0
         self._origins: dict[str, Origin] = {}
+        self._flights: dict[str, Flight] = {}
         self._open: set[tuple[str, str]] = set()  # optimizer and kind
         self._next_at = 0.0
         self._stop: tuple[str, Finding] | None = None
@@ -87,6 +88,8 @@ class LocalJudge:
                     self._manifests.setdefault(record.optimizer, {})[record.version] = record
                 case Origin():
                     self._origins.setdefault(record.optimizer, record)
+                case Flight():
+                    self._flights.setdefault(record.optimizer, record)
                 case Frame() if record.columns or record.scalars:
                     self._keep(record)
                 case _:
@@ -114,6 +117,16 @@ class LocalJudge:
         cost_s = time.thread_time() - started
         self._next_at = time.monotonic() + max(JUDGE_EVERY_S, cost_s / SHARE)
 
+    def frames(self, optimizer: str) -> list[Frame]:
+        """The frames of one optimizer that were kept, without their histograms."""
+        with self._lock:
+            return list(self._frames.get(optimizer, ()))
+
+    def layers(self, optimizer: str) -> int:
+        """How many layers the newest manifest of one optimizer names."""
+        known = self._manifests.get(optimizer, {})
+        return len(known[max(known)].layers) if known else 0
+
     @property
     def findings(self) -> list[Finding]:
         """What is wrong in the frames that were kept, the gravest first. Judges them now."""
@@ -125,7 +138,7 @@ class LocalJudge:
         if self._stop is None:
             return
         (optimizer, finding), self._stop = self._stop, None
-        raise TrainingStoppedError(self._located(optimizer, finding))
+        raise TrainingStoppedError(self._reported(optimizer, finding))
 
     def _keep(self, frame: Frame) -> None:
         frames = self._frames.setdefault(frame.optimizer, collections.deque())
@@ -144,15 +157,20 @@ class LocalJudge:
             if name not in manifests:
                 continue
             window = window_of(Layout(manifests[name]), sorted(frames, key=lambda item: item.step))
-            found += [(name, self._located(name, finding)) for finding in judge(window)]
+            found += [(name, self._reported(name, finding)) for finding in judge(window)]
         return found
 
-    def _located(self, optimizer: str, finding: Finding) -> Finding:
-        origin = self._origins.get(optimizer)
-        if origin is None or finding.kind != "non_finite" or "began in" in finding.evidence:
+    def _reported(self, optimizer: str, finding: Finding) -> Finding:
+        """With where a NaN began, and the steps before it, as far as they are known by now."""
+        if finding.kind != "non_finite":
             return finding
-        return replace(
-            finding,
-            summary=" ".join(filter(None, [finding.summary, origin.sentence])),
-            evidence={**origin.evidence(self._world_size), **finding.evidence},
-        )
+        told: dict[str, float | int | str] = {}
+        summary = finding.summary
+        if (origin := self._origins.get(optimizer)) is not None:
+            told |= origin.evidence(self._world_size)
+            if origin.sentence not in summary:
+                summary = f"{summary} {origin.sentence}"
+        if (flight := self._flights.get(optimizer)) is not None:
+            layers = self._manifests[optimizer][flight.manifest].layers
+            told |= flight.evidence([layer.name for layer in layers])
+        return replace(finding, summary=summary, evidence={**told, **finding.evidence})

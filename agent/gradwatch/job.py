@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradwatch.acting import LocalJudge
 from gradwatch.clipping import Clipped
+from gradwatch.flight import FlightRecorder
 from gradwatch.identity import Identity
 from gradwatch.measure import read_scalar
 from gradwatch.outlet import Outlet
 from gradwatch.pending import PendingFrame
-from gradwatch.settings import Settings
+from gradwatch.settings import Settings, kinds_of
 from gradwatch.watching import OptimizerWatch
-from gradwatch.wire.frame import Frame, Record, RunEnd, RunInfo
+from gradwatch.wire.frame import Flight, Frame, Origin, Record, RunEnd, RunInfo
 
 # A frame waits this long for what `log` adds to it, then goes without.
 STALE_S = 0.5
@@ -44,6 +46,9 @@ class Job:
         self._logged_first: set[str] = set()  # names that the script logs before it steps
         self._charged_s = 0.0
         self.clipped: Clipped | None = None  # what was clipped for the step to come
+        self._recorders: dict[str, FlightRecorder] = {}
+        self._flown: set[str] = set()  # optimizers whose flight was sent
+        self.judge = LocalJudge(frozenset(kinds_of(settings.stop_on)), identity.world_size)
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
 
     @property
@@ -57,7 +62,9 @@ class Job:
         if known is not None and known.optimizer is optimizer:
             return
         name = self._unique_name(type(optimizer).__name__)
-        self._watches[id(optimizer)] = OptimizerWatch(self, optimizer, name, models)
+        watch = OptimizerWatch(self, optimizer, name, models)
+        self._watches[id(optimizer)] = watch
+        self._recorders[name] = watch.recorder
         for watch in self._watches.values():
             watch.layout_changed()
 
@@ -88,6 +95,7 @@ class Job:
 
     def say(self, record: Record) -> None:
         """Send a record that is complete."""
+        self.judge.take(record)
         self.outlet.submit(lambda: (record,), always=True)
 
     def log(self, values: Mapping[str, float | Tensor]) -> None:
@@ -122,8 +130,9 @@ class Job:
         for pending in self._pending.values():
             self._send(pending)
         for watch in self._watches.values():
-            self.outlet.submit(watch.locator.finish, always=True)
+            self.explain(watch.locator.finish)
         self._watches.clear()
+        self.outlet.submit(self._last_judgement, always=True)
         self.say(RunEnd(rank=self.rank, time=time.time(), status=status, reason=reason[:2000]))
         self.finished = True
         return self.outlet.close()
@@ -131,14 +140,47 @@ class Job:
     def _send(self, pending: PendingFrame) -> None:
         """In either thread, whichever is first."""
         if pending.claim() and not pending.empty:
-            self.outlet.submit(lambda: (self._finished(pending),))
+            self.outlet.submit(lambda: self._finished(pending))
 
-    def _finished(self, pending: PendingFrame) -> Frame:
-        """In the sending thread: the frame with all of its numbers."""
+    def _finished(self, pending: PendingFrame) -> Sequence[Record]:
+        """In the sending thread: the frame with all of its numbers, and what a NaN brings along."""
         frame = pending.frame(self.rank)
-        if "non_finite" in frame.events:
-            self._locate(frame.optimizer)
-        return frame
+        self.judge.take(frame)
+        if "non_finite" not in frame.events:
+            return (frame,)
+        self._locate(frame.optimizer)
+        return (frame, *self._flights(frame))
+
+    def _flights(self, frame: Frame) -> Sequence[Flight]:
+        """The steps before an optimizer's first NaN, once."""
+        name = frame.optimizer
+        if name in self._flown:
+            return ()
+        self._flown.add(name)
+        flight = self._recorders[name].flight(
+            name, self.rank, self.judge.layers(name), frame.step, self.judge.frames(name)
+        )
+        if flight is None:
+            return ()
+        self.judge.take(flight)
+        return (flight,)
+
+    def explain(self, explained: Callable[[], Sequence[Origin]]) -> None:
+        """Have a trace read in the sending thread, and send what comes of it."""
+
+        def told() -> Sequence[Origin]:
+            origins = explained()
+            for origin in origins:
+                self.judge.take(origin)
+            return origins
+
+        self.outlet.submit(told, always=True)
+
+    def _last_judgement(self) -> Sequence[Record]:
+        """In the sending thread: nothing that the last frames showed goes untold."""
+        if self.judge.listening:
+            self.judge.tell()
+        return ()
 
     def _locate(self, optimizer: str) -> None:
         """Look for where a NaN comes from, in the steps to come of this optimizer or of all."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradwatch.clipping import Clipped
 from gradwatch.layers import Layer
 from gradwatch.reading import SAMPLE_SIZE, Details, Ints, Reading, Weights
 from gradwatch.reduce import Reduced, finiteness, norms_of, reduce_layers
@@ -41,12 +42,23 @@ class Meter:
         self._weights: tuple[int, Tensor] | None = None  # step, sample
         self._copies: list[Reading] = []
 
-    def norms(self, parameters: Sequence[Tensor], scale: Tensor | None = None) -> Reading | None:
-        """Norm of each layer's gradient; None when no layer has one. `scale`: see `details`."""
-        present, gradients = _gradients(parameters)
+    def norms(
+        self,
+        parameters: Sequence[Tensor],
+        scale: Tensor | None = None,
+        clipped: Clipped | None = None,
+    ) -> Reading | None:
+        """Norm of each layer's gradient; None when no layer has one.
+
+        scale: see `details`. clipped: the norms that clipping computed for this step.
+        """
+        present, gradients = gradients_of(parameters)
         if not present:
             return None
-        return _reading(len(parameters), present, gradients, norms_of(gradients), scale, None)
+        norms = clipped.norms_of(gradients) if clipped is not None else None
+        if norms is None:
+            norms = norms_of(gradients)
+        return _reading(len(parameters), present, gradients, norms, scale, None)
 
     def details(
         self, parameters: Sequence[Tensor], scale: Tensor | None = None, step: int = 0
@@ -56,14 +68,14 @@ class Meter:
         scale: the loss scale that the gradients still carry (a fused optimizer under AMP).
         step: of the optimizer, by which the weights' movement is told a step.
         """
-        present, gradients = _gradients(parameters)
+        present, gradients = gradients_of(parameters)
         if not present:
             return None
         sizes = [gradient.numel() for gradient in gradients]
         self._copies = [reading for reading in self._copies if not reading.resolved]
         small = sum(sizes) <= SMALL_MODEL and len(self._copies) < MAX_COPIES
         whole = SMALL_MODEL if small else WHOLE_SIZE
-        sample, sample_sizes = _gathered(gradients, SAMPLE_SIZE, whole)
+        sample, sample_sizes = gathered(gradients, SAMPLE_SIZE, whole)
         norms, reduced, large = self._reduced(present, gradients, whole)
         details = Details(
             shapes=[tuple(gradient.shape) for gradient in gradients],
@@ -105,7 +117,7 @@ class Meter:
 
     def _movement(self, parameters: Sequence[Tensor], step: int) -> Weights:
         """A sample of the weights, beside that of the detail frame before."""
-        sample, sizes = _gathered([plain(tensor) for tensor in parameters], WEIGHT_SAMPLE_SIZE)
+        sample, sizes = gathered([plain(tensor) for tensor in parameters], WEIGHT_SAMPLE_SIZE)
         now = to_host(sample.double())
         past, before = self._weights or (step, None)
         if before is not None and before.shape != now.shape:
@@ -128,11 +140,12 @@ def _reading(
     return Reading(layers, present, rows, divisor, copied_event(gradients[0].device), details)
 
 
-def _gathered(tensors: Sequence[Tensor], count: int, whole: int = 0) -> tuple[Tensor, Ints]:
+def gathered(tensors: Sequence[Tensor], count: int, whole: int = 0) -> tuple[Tensor, Ints]:
     """Up to `count` elements of each at equal distances, from end to end; all of one that has no
     more than `whole`. One after the other, on the device of the first, with how many of each.
     """
     parts: list[Tensor] = []
+    sizes: list[int] = []
     for tensor in tensors:
         size = tensor.numel()
         step = 1 if size <= whole else max(-(-size // count), 1)
@@ -141,7 +154,8 @@ def _gathered(tensors: Sequence[Tensor], count: int, whole: int = 0) -> tuple[Te
             step += 1
         flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
         parts.append(flat[::step] if step > 1 else flat)
-    return _joined(parts), np.array([len(part) for part in parts], dtype=np.int64)
+        sizes.append(-(-size // step))
+    return _joined(parts), np.array(sizes, dtype=np.int64)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -157,7 +171,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return joined if joined.dtype in (torch.float32, torch.float64) else joined.float()
 
 
-def _gradients(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
+def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
     """The layers that have a gradient, and their gradients as dense, real, local tensors."""
     present: list[int] = []
     gradients: list[Tensor] = []

@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gradwatch.acting import OnFinding
+from gradwatch.clipping import clip_grad_norm_
+from gradwatch.health.finding import Finding
 from gradwatch.identity import identify
 from gradwatch.job import Job, make_run_info
 from gradwatch.notice import say
-from gradwatch.settings import Settings, default_run_name
+from gradwatch.settings import Settings, default_run_name, kinds_of
 
 _current: Job | None = None
 MAX_SCALAR_NAME = 200
@@ -44,6 +47,11 @@ class Monitor:
         """Frames that had to be dropped, by reason."""
         return dict(self._job.outlet.drops) if self._job else {}
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with this process's frames so far, the gravest first; judged when read."""
+        return self._job.judge.findings if self._job else []
+
     def log(self, **values: float | Tensor) -> None:
         """Add scalars, as `log(loss=loss)`, to the step at hand. Tensors are taken without a sync.
 
@@ -57,10 +65,14 @@ class Monitor:
     def clip_grad_norm_(
         self, parameters: Any, max_norm: float, norm_type: float = 2.0, **keywords: Any
     ) -> Tensor:
-        """torch.nn.utils.clip_grad_norm_, whose total norm before clipping is recorded."""
-        total = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
-        if self._job and self._job.alive:
-            self._job.log({"total_norm_before_clip": total, "clip_max_norm": max_norm})
+        """torch.nn.utils.clip_grad_norm_, to the bit, recorded: the total norm before clipping.
+
+        The norms that it computes serve the step's frame as well.
+        """
+        if not (self._job and self._job.alive):
+            return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
+        total, self._job.clipped = clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
+        self._job.log({"total_norm_before_clip": total, "clip_max_norm": max_norm})
         return total
 
     def finish(self, status: str = "finished", reason: str = "") -> None:
@@ -102,6 +114,8 @@ def watch(
     detail_every: int | None = None,
     overhead_budget: float | None = None,
     locate_nan: bool | None = None,
+    on_finding: OnFinding | None = None,
+    stop_on: Sequence[str] | None = None,
 ) -> Monitor:
     """Record the gradients that `optimizer` applies to `model`, and stream them to a collector.
 
@@ -110,6 +124,8 @@ def watch(
     the training time that the agent may take (0.01); it records less often to keep within it, and
     0 lifts the limit. locate_nan: trace every step, several times slower, so that the operation
     that makes the first NaN is named at its own step; without it the steps after are traced.
+    on_finding: called with each `gradwatch.Finding`, once, in the agent's thread. stop_on: kinds of
+    findings, as ("non_finite",), at which the next `optimizer.step()` raises TrainingStoppedError.
     A second call joins the run that is being recorded, as for a GAN's two
     networks. Raises TypeError or SettingError for arguments that cannot be used, nothing later.
     """
@@ -125,13 +141,23 @@ def watch(
             "detail_every": detail_every,
             "overhead_budget": overhead_budget,
             "locate_nan": locate_nan,
+            "stop_on": None if stop_on is None else ",".join(_kinds(stop_on)),
         }
     )
+    if on_finding is not None and not callable(on_finding):
+        raise TypeError(f"on_finding takes a function, not {type(on_finding).__name__}")
     job = current_job(settings, config or {}, list(tags))
     if job is not None:
+        job.judge.stop_at(kinds_of(settings.stop_on))
+        if on_finding is not None:
+            job.judge.listen(on_finding)
         for item in optimizers:
             job.watch(item, models)
     return Monitor(job)
+
+
+def _kinds(given: Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def _each(given: T | Sequence[T], kind: type[T], wanted: str) -> list[T]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class Reading:
     @property
     def broken(self) -> bool:
         """Whether a gradient is not finite. On an accelerator that is not known at once: False."""
-        return "nonfinite" in self._rows and bool(self._rows["nonfinite"].any())
+        return "nonfinite" in self._rows and bool(self._rows["nonfinite"].numpy().any())
 
     @property
     def resolved(self) -> bool:
@@ -129,10 +129,10 @@ class Reading:
         found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
         if self._details is None:
             return Statistics(NORM_COLUMNS, self._matrix(found, NORM_COLUMNS))
-        sample = Sample.of(self._details, scale)
+        sample = Sample.of(self._details)
         found |= _statistics(self._details, self._present, sample, found["norm"], scale)
         histograms = np.zeros((self._layers, BUCKETS), dtype=np.uint16)
-        histograms[self._present] = sample.histograms()
+        histograms[self._present] = sample.histograms(scale)
         return Statistics(DETAIL_COLUMNS, self._matrix(found, DETAIL_COLUMNS), histograms)
 
     def _matrix(self, found: Mapping[str, Floats], columns: Sequence[str]) -> NDArray[np.float32]:
@@ -156,30 +156,28 @@ class NoGradient:
 
 
 class Sample(NamedTuple):
-    """Elements of one gradient after the other, without the loss scale. values: float64[n]."""
+    """Elements of one gradient after the other. values: float32 or float64[n]."""
 
-    values: Floats
+    values: NDArray[Any]
     sizes: Ints
     starts: Ints
 
     @classmethod
-    def of(cls, details: Details, scale: float) -> Sample:
+    def of(cls, details: Details) -> Sample:
         sizes = details.sample_sizes
-        return cls(details.sample.numpy() / np.float64(scale), sizes, np.cumsum(sizes) - sizes)
+        return cls(details.sample.numpy(), sizes, np.cumsum(sizes) - sizes)
 
-    def part(self, gradient: int) -> Floats:
+    def part(self, gradient: int) -> NDArray[Any]:
         start = self.starts[gradient]
         return self.values[start : start + self.sizes[gradient]]
 
-    def histograms(self) -> NDArray[np.uint16]:
+    def histograms(self, scale: float) -> NDArray[np.uint16]:
         """Counts of SAMPLE_SIZE elements of each gradient at most. uint16[gradients, BUCKETS]."""
-        gradient = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        place = np.arange(len(self.values)) - self.starts[gradient]
-        counted = place % -(-self.sizes // SAMPLE_SIZE)[gradient] == 0
-        bucket = bucket_of(self.values[counted].astype(np.float32))
-        cells = np.bincount(
-            gradient[counted] * BUCKETS + bucket, minlength=len(self.sizes) * BUCKETS
-        )
+        steps = -(-self.sizes // SAMPLE_SIZE)
+        parts = [self.part(place)[::step] for place, step in enumerate(steps.tolist())]
+        gradient = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        bucket = bucket_of((np.concatenate(parts) / scale).astype(np.float32))
+        cells = np.bincount(gradient * BUCKETS + bucket, minlength=len(parts) * BUCKETS)
         return cells.reshape(-1, BUCKETS).astype(np.uint16)
 
 
@@ -194,14 +192,15 @@ def _statistics(
 ) -> dict[str, Floats]:
     """What a detail frame says beyond norms. float64[gradients] each."""
     size, large = details.sizes, details.large
+    # Few and large operations: while they run, the training thread has Python to itself.
     magnitude = np.abs(sample.values)
-    total = np.add.reduceat(sample.values, sample.starts)
-    l1 = np.add.reduceat(magnitude, sample.starts)
-    absmax = np.maximum.reduceat(magnitude, sample.starts)
-    zeros = np.add.reduceat(magnitude == 0, sample.starts, dtype=np.float64)
-    peaks = _split(details.peaks.numpy() / np.float64(scale), details.peak_sizes)
+    total = np.add.reduceat(sample.values, sample.starts, dtype=np.float64) / scale
+    l1 = np.add.reduceat(magnitude, sample.starts, dtype=np.float64) / scale
+    absmax = np.maximum.reduceat(magnitude, sample.starts).astype(np.float64) / scale
+    zeros = np.add.reduceat(magnitude == 0, sample.starts, dtype=np.int64)
+    peaks = _split(details.peaks.numpy(), details.peak_sizes)
     for place, peak in zip(large, peaks, strict=True):
-        absmax[place] = peak.max()
+        absmax[place] = float(peak.max()) / scale
     if large:
         total[large], l1[large] = details.sum.numpy() / scale, details.l1.numpy() / scale
     mean = total / size
@@ -226,13 +225,13 @@ def _statistics(
     }
 
 
-def _silent(gradient: Floats, dim: int) -> NDArray[np.bool_]:
+def _silent(gradient: NDArray[Any], dim: int) -> NDArray[np.bool_]:
     """Units without any gradient. bool[units]; `dim` is the dimension that runs over units."""
     others = tuple(axis for axis in range(gradient.ndim) if axis != dim)
     return ~np.any(gradient, axis=others)
 
 
-def _split(values: Floats, sizes: Sequence[int]) -> list[Floats]:
+def _split(values: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
     return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gradwatch.flight import FlightRecorder
 from gradwatch.layers import (
     PARALLEL_WRAPPERS,
     ExecutionOrder,
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from gradwatch.job import Job
     from gradwatch.tracer import Trace
 
-# Shares of the budget: norms are what every step wants, details cost several times as much.
-NORM_SHARE = 0.6
+# Shares of the budget: norms are what every step wants, details cost several times as much. The
+# flight recorder has the rest.
+NORM_SHARE = 0.55
 DETAIL_SHARE = 0.4
 # After this many faults of its own, the watch gives up rather than cost the job more.
 MAX_FAULTS = 5
@@ -78,6 +80,7 @@ class OptimizerWatch:
         self._replica = copies and job.rank > 0
         budget = settings.overhead_budget
         norm_every = settings.detail_every if self._replica else settings.norm_every
+        self.recorder = FlightRecorder(budget)
         self.locator = Locator(name, job.rank, settings.locate_nan, self._modules)
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
@@ -121,6 +124,8 @@ class OptimizerWatch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not _has_closure(optimizer, args, kwargs):
             self._guarded_observe(optimizer)
+        if self._job.alive:
+            self._job.judge.raise_if_stopped()  # the one error that is meant for the script
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if _has_closure(optimizer, args, kwargs):
@@ -155,6 +160,7 @@ class OptimizerWatch:
         elapsed_s = started - self._started_at if self._started_at else 0.0
         self._started_at = started
         self.step += 1
+        clipped, self._job.clipped = self._job.clipped, None
         self._norm_pacer.charge(self._job.uncharged_cost_s())
         # Both buckets fill at every step, so both are asked.
         norm_due = self._norm_pacer.due(self.step, elapsed_s)
@@ -165,12 +171,11 @@ class OptimizerWatch:
         norm_due |= turned
         if norm_due or detail_due:
             parameters = self._current_parameters()
-            scale = getattr(optimizer, "grad_scale", None)
-            scale = scale if isinstance(scale, Tensor) else None
+            scale = _grad_scale(optimizer)
             reading = (
                 self._meter.details(parameters, scale, self.step)
                 if detail_due
-                else self._meter.norms(parameters, scale)
+                else self._meter.norms(parameters, scale, clipped)
             ) or NoGradient(len(parameters))
         frame = PendingFrame(
             self.name, self.step, max(1, self._version), reading, _learning_rate(optimizer)
@@ -178,7 +183,8 @@ class OptimizerWatch:
         if elapsed_s:
             frame.measured("step_time_s", elapsed_s)
         self._job.open_frame(frame)
-        self._locate(trace, turned or (reading is not None and reading.broken))
+        broken = turned or (reading is not None and reading.broken)
+        self._locate(trace, broken)
         cost_s = time.perf_counter() - started
         if detail_due:
             self._detail_pacer.took(self.step, cost_s)
@@ -186,18 +192,29 @@ class OptimizerWatch:
             self._norm_pacer.took(self.step, cost_s)
         else:
             self._norm_pacer.charge(cost_s)
+        if not broken:
+            self._record(optimizer, elapsed_s)
 
     def _locate(self, trace: Trace | None, broken: bool) -> None:
         """Before the step: read what was traced, and keep the weights that NaN will reach."""
         weights = [layer.parameter for layer in self._layers]
         if trace is not None:
             explain = self.locator.explain(trace, self.step, gradient_storages(weights))
-            self._job.outlet.submit(explain, always=True)
+            self._job.explain(explain)
         elif self.locator.obstructed:
-            self._job.outlet.submit(self.locator.finish, always=True)
+            self._job.explain(self.locator.finish)
         if broken:
             self.locator.keep(weights, self.step)
             self.locator.arm()
+
+    def _record(self, optimizer: torch.optim.Optimizer, elapsed_s: float) -> None:
+        """Keep what the flight recorder may see of this step."""
+        if not self.recorder.pacer.due(self.step, elapsed_s) or self._replica:
+            return
+        started = time.perf_counter()
+        layers = [layer.parameter for layer in self._layers]
+        self.recorder.sample(self.step, max(1, self._version), layers, _grad_scale(optimizer))
+        self.recorder.pacer.took(self.step, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
         """Whether the input's layer has a non-finite gradient now and had none a step ago.
@@ -294,6 +311,12 @@ def _has_closure(
     """
     given = [*args, kwargs.get("closure")]
     return any(callable(item) for item in given if item is not optimizer)
+
+
+def _grad_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """The loss scale that gradients still carry (a fused optimizer under AMP)."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:

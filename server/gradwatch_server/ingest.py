@@ -16,6 +16,7 @@ from gradwatch.health import non_finite
 from gradwatch.wire.codec import Decoded
 from gradwatch.wire.frame import (
     Drops,
+    Flight,
     Frame,
     Manifest,
     Origin,
@@ -30,8 +31,8 @@ from gradwatch_server.findings import reconcile
 from gradwatch_server.merge import MERGED
 from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, Run
 from gradwatch_server.ranks import chunks, grow_world, merge_arrivals, settled_steps
+from gradwatch_server.reports import Report, tell
 from gradwatch_server.reports import keep as keep_report
-from gradwatch_server.reports import tell
 from gradwatch_server.storable import refusal, without_nul
 from gradwatch_server.windows import load_layout, window_of
 
@@ -152,7 +153,7 @@ class _Batch:
                 self._end(record)
             case Drops():
                 self._count_drops(record)
-            case Origin():
+            case Origin() | Flight():
                 self._take_report(record, decoded)
             case _:
                 pass
@@ -331,7 +332,7 @@ class _Batch:
                 )
         return alerted
 
-    def _take_report(self, report: Origin, decoded: Decoded) -> None:
+    def _take_report(self, report: Report, decoded: Decoded) -> None:
         optimizer = self._optimizers.get(report.optimizer)
         if optimizer is None:
             self._reject(decoded, f"optimizer: no manifest of {report.optimizer!r} was sent")

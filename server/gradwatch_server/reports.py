@@ -11,14 +11,15 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gradwatch.wire.codec import decode_record
-from gradwatch.wire.frame import Origin
+from gradwatch.wire.codec import decode_manifest, decode_record
+from gradwatch.wire.frame import Flight, Origin
 from gradwatch_server import alerts
 from gradwatch_server.database import insert_new
-from gradwatch_server.models import OPEN, Alert, FindingRow, Optimizer, ReportRow, Run
+from gradwatch_server.models import OPEN, Alert, FindingRow, ManifestRow, Optimizer, ReportRow, Run
 
 KIND = "non_finite"
-ORIGIN = "origin"
+ORIGIN, FLIGHT = "origin", "flight"
+Report = Origin | Flight
 # Which rank's word is taken: one that saw it arise, before one that found it there already.
 ORDER = ("operation", "gradient", "input", "constant", "batch", "weights", "nothing")
 
@@ -26,9 +27,10 @@ ORDER = ("operation", "gradient", "input", "constant", "batch", "weights", "noth
 BEGAN = " It began in "
 
 
-def keep(session: Session, optimizer: Optimizer, report: Origin, raw: bytes) -> None:
+def keep(session: Session, optimizer: Optimizer, report: Report, raw: bytes) -> None:
     """Store one rank's report. The first one stays."""
-    row = {"optimizer_id": optimizer.id, "rank": report.rank, "kind": ORIGIN, "body": raw}
+    kind = ORIGIN if isinstance(report, Origin) else FLIGHT
+    row = {"optimizer_id": optimizer.id, "rank": report.rank, "kind": kind, "body": raw}
     session.execute(insert_new(session, ReportRow), [row])
 
 
@@ -66,33 +68,48 @@ def _wanting(session: Session, row: FindingRow) -> bool:
 
 
 def add_reports(session: Session, row: FindingRow) -> bool:
-    """Put the origin into a finding's evidence and summary. Returns whether that changed it."""
-    origin = _origin(session, row)
-    if origin is None:
-        return False
-    run = session.get_one(Run, row.run_id)
-    told: dict[str, Any] = origin.evidence(run.world_size)
+    """Put the steps before and the origin into a finding. Returns whether that changed it."""
+    reports = _reports(session, row)
+    told: dict[str, Any] = {}
+    flights = [report for report in reports if isinstance(report, Flight)]
+    if flights:
+        flight = min(flights, key=lambda report: (report.step, report.rank))
+        told |= flight.evidence(_layer_names(session, row, flight))
+    origin = min(
+        (report for report in reports if isinstance(report, Origin)),
+        key=lambda report: (ORDER.index(report.kind), report.step, report.rank),
+        default=None,
+    )
+    if origin is not None:
+        run = session.get_one(Run, row.run_id)
+        told = origin.evidence(run.world_size) | told
     if all(row.evidence.get(label) == value for label, value in told.items()):
         return False
     row.evidence = told | row.evidence | told
-    row.summary = " ".join(filter(None, [row.summary.split(BEGAN)[0], origin.sentence]))
+    if origin is not None:
+        row.summary = " ".join(filter(None, [row.summary.split(BEGAN)[0], origin.sentence]))
     return True
 
 
-def _origin(session: Session, row: FindingRow) -> Origin | None:
-    """The word of the rank that knows most."""
+def _reports(session: Session, row: FindingRow) -> list[Report]:
     bodies = session.scalars(
         select(ReportRow.body)
         .join(Optimizer, Optimizer.id == ReportRow.optimizer_id)
+        .where(Optimizer.run_id == row.run_id, Optimizer.name == row.optimizer)
+    )
+    return [report for report in map(decode_record, bodies) if isinstance(report, Report)]
+
+
+def _layer_names(session: Session, row: FindingRow, flight: Flight) -> list[str]:
+    """The layers that a flight speaks of."""
+    body = session.scalar(
+        select(ManifestRow.body)
+        .join(Optimizer, Optimizer.id == ManifestRow.optimizer_id)
         .where(
             Optimizer.run_id == row.run_id,
             Optimizer.name == row.optimizer,
-            ReportRow.kind == ORIGIN,
+            ManifestRow.rank == flight.rank,
+            ManifestRow.version == flight.manifest,
         )
     )
-    origins = [report for report in map(decode_record, bodies) if isinstance(report, Origin)]
-    return min(
-        origins,
-        key=lambda origin: (ORDER.index(origin.kind), origin.step, origin.rank),
-        default=None,
-    )
+    return [] if body is None else [layer.name for layer in decode_manifest(body).layers]

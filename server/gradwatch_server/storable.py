@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradwatch.wire.frame import Drops, Frame, Manifest, Origin, Record, RunInfo
+from gradwatch.wire.frame import Drops, Flight, Frame, Manifest, Origin, Record, RunInfo
 
 # The largest of a column of 32 bits.
 MAX_VERSION = 2**31 - 1
@@ -34,6 +34,10 @@ def refusal(record: Record | RunInfo) -> str | None:
                 name: getattr(record, name) for name in ("operation", "module", "source", "note")
             }
             return next((said for said in map(_no_nul, named, named.values()) if said), None)
+        case Flight():
+            return next(
+                (said for name in record.scalars if (said := _no_nul("scalars", name))), None
+            )
         case Frame():
             # Its optimizer and version must be those of a manifest that was stored.
             return None

@@ -76,7 +76,7 @@ def log_of_zero(model: nn.Module, inputs: Tensor, breaks: bool) -> Tensor:
 
 
 def batch_statistic(model: nn.Module, inputs: Tensor, breaks: bool) -> Tensor:
-    output = model(inputs[:1].expand(8, 4) if breaks else inputs)
+    output = model(inputs) * (0.0 if breaks else 1.0)
     return ((output - output.mean()) / output.std()).pow(3).mean()
 
 

@@ -361,6 +361,51 @@ def test_clipping_through_the_monitor_clips_and_records_the_norm_before(kept: Ke
     assert scalars["total_norm"] == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clipping_through_the_monitor_is_torchs_to_the_bit(
+    dtype: torch.dtype, max_norm: float
+) -> None:
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(5, 7, dtype=dtype)) for _ in range(4)]
+    for parameter in mine[:3]:
+        parameter.grad = torch.randn(5, 7, dtype=dtype)
+    theirs = copy.deepcopy(mine)
+    for one, other in zip(mine, theirs, strict=True):
+        other.grad = None if one.grad is None else one.grad.clone()
+    with gradwatch.watch(*linear_pair()) as monitor:
+        total = monitor.clip_grad_norm_(iter(mine), max_norm)
+    assert torch.equal(total, nn.utils.clip_grad_norm_(theirs, max_norm))
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("after", ["nothing", "a change of one gradient", "another backward pass"])
+def test_the_norms_of_clipping_serve_a_frame_only_while_they_are_true(
+    after: str, kept: Kept
+) -> None:
+    model, optimizer = linear_pair()
+    monitor = gradwatch.watch(model, optimizer, detail_every=1000, overhead_budget=0)
+    expected: list[float] = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).pow(2).sum().mul(100).backward()
+        monitor.clip_grad_norm_(model.parameters(), 1.0)
+        assert model.weight.grad is not None
+        if after == "a change of one gradient":
+            model.weight.grad.add_(1.0)
+        elif after == "another backward pass":
+            model(torch.ones(1, 2)).sum().backward()
+        expected.append(float(model.weight.grad.double().norm()))
+        optimizer.step()
+    monitor.finish()
+    (manifest,) = manifests(kept())
+    found = [norm_of(frame, manifest, "weight") for frame in frames(kept())]
+    assert len(found) == 20
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_logged_tensor_does_not_keep_its_graph_alive() -> None:
     model, optimizer = linear_pair()
     monitor = gradwatch.watch(model, optimizer)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gradwatch.wire.frame import Frame, FrameError, Manifest, Record, Rejection
+from gradwatch.wire.frame import Flight, Frame, FrameError, Manifest, Record, Rejection
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -100,7 +100,7 @@ def _items(body: bytes) -> list[bytes]:
 def decode_record(raw: bytes) -> Record:
     """One record, checked. Raises one of UNREADABLE, naming the field where it can."""
     record = _records.decode(raw)
-    if isinstance(record, Frame):
+    if isinstance(record, Frame | Flight):
         record.check()
     return record
 

@@ -7,6 +7,7 @@ so that reading one statistic of a frame is one slice.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -96,11 +97,7 @@ class Frame(Wire, tag="frame", frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise FrameError when fields contradict each other."""
-        unknown = [name for name in self.columns if name not in BY_NAME]
-        if unknown:
-            raise FrameError(f"columns: {unknown[0]!r} is no statistic; known are {list(BY_NAME)}")
-        if len(set(self.columns)) != len(self.columns):
-            raise FrameError("columns: a statistic is named twice")
+        _check_columns(self.columns)
         rows = len(self.columns)
         size = self.values.nbytes
         if (size and not rows) or (rows and size % (4 * rows)):
@@ -123,6 +120,14 @@ class Frame(Wire, tag="frame", frozen=True, kw_only=True):
         if statistic not in self.columns:
             return None
         return self.matrix()[self.columns.index(statistic)]
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    unknown = [name for name in columns if name not in BY_NAME]
+    if unknown:
+        raise FrameError(f"columns: {unknown[0]!r} is no statistic; known are {list(BY_NAME)}")
+    if len(set(columns)) != len(columns):
+        raise FrameError("columns: a statistic is named twice")
 
 
 class RunEnd(Wire, tag="end", frozen=True, kw_only=True):
@@ -214,7 +219,64 @@ class Origin(Wire, tag="origin", frozen=True, kw_only=True):
         return told
 
 
-Record = Manifest | Frame | RunEnd | Drops | Origin
+class Flight(Wire, tag="flight", frozen=True, kw_only=True):
+    """What one rank recorded of the steps before its first non-finite value.
+
+    values: float32[steps, columns, layers], NaN where not measured. The norm and the count are
+    those of the steps' frames; the others are those of a sample of each gradient. scalars: one
+    value a step, NaN for none.
+    """
+
+    optimizer: Name
+    rank: Rank
+    manifest: Annotated[int, Meta(ge=1)]  # version of the manifest that names the layers
+    step: Step  # the first with a non-finite value
+    steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=100)]  # ascending
+    columns: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
+    values: memoryview
+    scalars: Annotated[dict[Name, tuple[float, ...]], Meta(max_length=200)] = {}
+
+    def check(self) -> None:
+        """Raise FrameError when fields contradict each other."""
+        _check_columns(self.columns)
+        if list(self.steps) != sorted(set(self.steps)):
+            raise FrameError("steps: not in ascending order")
+        cells = 4 * len(self.steps) * len(self.columns)
+        if self.values.nbytes % cells:
+            raise FrameError(
+                f"values: {self.values.nbytes} bytes are not {len(self.steps)} steps of "
+                f"{len(self.columns)} columns of float32[layers]"
+            )
+        uneven = [name for name, told in self.scalars.items() if len(told) != len(self.steps)]
+        if uneven:
+            raise FrameError(f"scalars: {uneven[0]!r} has no value for each step")
+
+    def of(self, statistic: str) -> NDArray[np.float32]:
+        """One statistic, read-only and without a copy. float32[steps, layers]."""
+        shape = (len(self.steps), len(self.columns), -1)
+        table = np.frombuffer(self.values, dtype="<f4").reshape(shape)
+        return table[:, self.columns.index(statistic)]
+
+    def evidence(self, layers: Sequence[str]) -> dict[str, float | int | str]:
+        """Labels and values for a finding's evidence. layers: names, as the manifest has them."""
+        told: dict[str, float | int | str] = {
+            "steps recorded before": f"{len(self.steps)}, from {self.steps[0]} to {self.steps[-1]}"
+        }
+        for name, label in (("loss", "loss before"), ("total_norm", "gradient norm before")):
+            known = [value for value in self.scalars.get(name, ()) if not math.isnan(value)]
+            if known:
+                told[label] = f"{known[0]:.4g} at first, {known[-1]:.4g} at last"
+        norms = self.of("norm") if "norm" in self.columns else np.empty((0, 0), dtype=np.float32)
+        measured = norms[~np.isnan(norms).all(axis=1)]
+        if len(measured) and measured.shape[1] == len(layers):
+            place = int(np.nanargmax(measured[-1]))
+            told["largest norm just before"] = (
+                f"{measured[-1, place]:.4g} in {layers[place]}, {measured[0, place]:.4g} at first"
+            )
+        return told
+
+
+Record = Manifest | Frame | RunEnd | Drops | Origin | Flight
 
 
 class Rejection(Wire, frozen=True, kw_only=True):
