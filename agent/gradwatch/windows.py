@@ -34,6 +34,11 @@ class Layout:
         spread[columns[known]] = row[known]
         return spread
 
+    def column(self, version: int, place: int) -> int | None:
+        """Where frames of a manifest's version have the layer at `place`, None for nowhere."""
+        found = np.flatnonzero(self._columns[version] == place)
+        return int(found[0]) if len(found) else None
+
     def by_depth(self) -> NDArray[np.int64]:
         """Places of the layers, the input's first."""
         return np.argsort([layer.depth for layer in self.layers], kind="stable")

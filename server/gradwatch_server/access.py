@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from sqlalchemy.orm import Session
 
 from gradwatch_server.context import Shared
@@ -12,6 +12,8 @@ from gradwatch_server.models import Run
 from gradwatch_server.queries import NotFoundError, find_run
 from gradwatch_server.tokens import DeniedError, Grant, Scope
 
+MAX_NUMBER = 2**53  # as in JSON; a database refuses larger ones in ways of its own
+Step = Annotated[int | None, Query(ge=0, le=MAX_NUMBER)]
 RunKey = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hexadecimal digits")]
 
 

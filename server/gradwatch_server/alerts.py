@@ -13,10 +13,10 @@ from typing import Any
 
 import apprise
 from apprise.utils.parse import parse_url
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from gradwatch.wire.api import FindingView
+from gradwatch.wire.api import ChannelView, FindingView
 from gradwatch.wire.frame import RunInfo
 from gradwatch_server.database import writing
 from gradwatch_server.models import Alert, FindingRow, Run
@@ -78,7 +78,9 @@ def channel_digest(url: str) -> str:
 
 
 def enqueue(session: Session, finding: FindingRow, change: str, channels: Sequence[str]) -> None:
-    """Write one alert for each channel, to be sent after the commit."""
+    """Write one alert for each channel, to be sent after the commit; none of a muted finding."""
+    if finding.muted_at is not None:
+        return
     now = time.time()
     for url in channels:
         session.add(
@@ -90,6 +92,34 @@ def enqueue(session: Session, finding: FindingRow, change: str, channels: Sequen
                 created_at=now,
             )
         )
+
+
+def channel_views(session: Session, channels: Sequence[str]) -> list[ChannelView]:
+    """Channels as they may be shown, with what became of their messages."""
+    counted = session.execute(
+        select(Alert.channel, Alert.state, func.count()).group_by(Alert.channel, Alert.state)
+    )
+    counts = {(channel, state): count for channel, state, count in counted}
+    views: list[ChannelView] = []
+    for url in channels:
+        digest = channel_digest(url)
+        last_error = session.scalar(
+            select(Alert.last_error)
+            .where(Alert.channel == digest, Alert.last_error != "")
+            .order_by(Alert.id.desc())
+            .limit(1)
+        )
+        views.append(
+            ChannelView(
+                channel=digest,
+                scheme=url.partition("://")[0],
+                pending=counts.get((digest, PENDING), 0),
+                sent=counts.get((digest, SENT), 0),
+                failed=counts.get((digest, FAILED), 0),
+                last_error=last_error or "",
+            )
+        )
+    return views
 
 
 def deliver_due(engine: Engine, channels: Sequence[str], dashboard_url: str) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 
+from gradwatch_server.intake import Intake
+from gradwatch_server.readiness import Readiness
 from gradwatch_server.settings import Settings
+from gradwatch_server.telemetry import Telemetry
 from gradwatch_server.tokens import Keyring
 from gradwatch_server.writer import Writer
 
@@ -20,10 +23,13 @@ class Context:
     engine: Engine
     settings: Settings
     keyring: Keyring
+    telemetry: Telemetry
+    readiness: Readiness
     writer: Writer
+    intake: Intake = field(default_factory=Intake)
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     return request.app.state.context
 
 

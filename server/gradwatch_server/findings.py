@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DETECTORS
 from gradwatch_server import alerts
+from gradwatch_server.lives import note_change
 from gradwatch_server.models import OPEN, RESOLVED, FindingRow, Run
 from gradwatch_server.reports import add_reports
 
@@ -55,8 +56,10 @@ def reconcile(
         if finding.kind == NON_FINITE:
             session.flush()
             add_reports(session, row)
-        if opened and finding.severity.rank >= Severity.WARNING.rank:
+        if opened:
             session.flush()
+            note_change(session, row, "opened")
+        if opened and finding.severity.rank >= Severity.WARNING.rank:
             alerts.enqueue(session, row, "opened", channels)
             alerted = True
     for kind in kinds & known.keys() - _current(findings, last_step):
@@ -64,6 +67,7 @@ def reconcile(
         if row.state == OPEN and last_step >= row.last_step + RESOLVE_AFTER_STEPS:
             row.state = RESOLVED
             row.resolved_at = time.time()
+            note_change(session, row, "resolved")
             alerts.enqueue(session, row, "resolved", channels)
             alerted = True
     return alerted
@@ -81,6 +85,7 @@ def _update(row: FindingRow, finding: Finding, opened: bool) -> None:
     if opened:
         row.opened_at = time.time()
         row.resolved_at = None
+        row.acknowledged_at = None  # what comes back was not seen
         row.occurrence = row.occurrence + 1 if relapse else 1
         row.first_step = finding.first_step
     began_earlier = finding.first_step <= row.first_step

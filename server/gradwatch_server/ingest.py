@@ -28,8 +28,9 @@ from gradwatch.wire.frame import (
 from gradwatch_server.arrivals import Arrived, ArrivedFrame
 from gradwatch_server.database import finite, insert_new
 from gradwatch_server.findings import reconcile
+from gradwatch_server.marks import mark_stretches
 from gradwatch_server.merge import MERGED
-from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, Run
+from gradwatch_server.models import Event, FrameRow, ManifestRow, Optimizer, Run
 from gradwatch_server.ranks import chunks, grow_world, merge_arrivals, settled_steps
 from gradwatch_server.reports import Report, tell
 from gradwatch_server.reports import keep as keep_report
@@ -78,16 +79,25 @@ def introduce(session: Session, info: RunInfo) -> None:
         "leased_until": 0.0,
     }
     session.execute(insert_new(session, Run), [row])
-    grown = select(Run).where(Run.key == info.id, Run.world_size < info.world_size)
+    grown = select(Run).where(
+        Run.key == info.id, Run.project == info.project, Run.world_size < info.world_size
+    )
     if run := session.scalar(grown.with_for_update()):
         grow_world(session, run, info.world_size)
 
 
 def store(
-    session: Session, run_key: str, records: Sequence[Arrived], channels: Sequence[str]
+    session: Session,
+    run_key: str,
+    records: Sequence[Arrived],
+    channels: Sequence[str],
+    project: str | None = None,
 ) -> Stored:
-    """Write one batch within the caller's transaction. Raises UnknownRunError."""
-    batch = _Batch(session, run_key, _ranks(records))
+    """Write one batch within the caller's transaction. Raises UnknownRunError.
+
+    project: the only one that the sender may write to; None for any.
+    """
+    batch = _Batch(session, run_key, _ranks(records), project)
     run = batch.run
     for arrived in records:
         batch.take(arrived)
@@ -109,14 +119,16 @@ def _ranks(records: Sequence[Arrived]) -> set[int]:
 class _Batch:
     """One batch on its way into the tables."""
 
-    def __init__(self, session: Session, run_key: str, ranks: set[int]) -> None:
+    def __init__(
+        self, session: Session, run_key: str, ranks: set[int], project: str | None
+    ) -> None:
         self.stored = 0
         self.repeated = 0
         self.rejected: list[Rejection] = []
         self._session = session
         # The lock puts the collectors that write one run in turn; SQLite has one writer anyway.
         run = session.scalar(select(Run).where(Run.key == run_key).with_for_update())
-        if run is None:
+        if run is None or project not in (None, run.project):
             raise UnknownRunError(run_key)
         self.run = run
         self._optimizers: dict[str, Optimizer] = {}
@@ -287,11 +299,24 @@ class _Batch:
                 }
             )
         self._session.execute(insert_new(self._session, FrameRow), rows)
+        self._note_events(optimizer, frames)
         self.stored += len(rows)
         optimizer.nonfinite_frames += sum(arrived.broken for arrived in frames.values())
         self._summarise(optimizer, [arrived.record for arrived in frames.values()])
         if optimizer.speaker == MERGED:
             merge_arrivals(self._session, self.run, optimizer, frames)
+        else:
+            mark_stretches(self._session, optimizer.id, (step for _, step in frames))
+
+    def _note_events(self, optimizer: Optimizer, frames: dict[Key, ArrivedFrame]) -> None:
+        """Events are few, and looked for over whole runs: they stand apart from their frames."""
+        rows = [
+            {"optimizer_id": optimizer.id, "step": step, "rank": rank, "name": without_nul(name)}
+            for (rank, step), arrived in frames.items()
+            for name in dict.fromkeys(arrived.record.events)
+        ]
+        if rows:
+            self._session.execute(insert_new(self._session, Event), rows)
 
     def _summarise(self, optimizer: Optimizer, frames: Sequence[Frame]) -> None:
         """Keep what lists and gauges show beside the run, so that they read no frames."""

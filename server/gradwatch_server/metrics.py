@@ -99,7 +99,7 @@ SPECS: dict[str, Spec] = {
         Spec(
             "gradwatch_findings_open",
             GaugeMetricFamily,
-            "Open findings of runs that are being recorded.",
+            "Open findings of runs that are being recorded, without those that are muted.",
             ("run", "optimizer", "kind", "severity"),
         ),
         Spec(
@@ -186,7 +186,9 @@ def _add_runs(families: Families, session: Session) -> None:
         _add_run(families, run)
     for optimizer in session.scalars(select(Optimizer).where(Optimizer.run_id.in_(keys))):
         _add_optimizer(families, keys[optimizer.run_id], optimizer)
-    findings = select(FindingRow).where(FindingRow.run_id.in_(keys), FindingRow.state == OPEN)
+    findings = select(FindingRow).where(
+        FindingRow.run_id.in_(keys), FindingRow.state == OPEN, FindingRow.muted_at.is_(None)
+    )
     for row in session.scalars(findings):
         labels = (keys[row.run_id], row.optimizer, row.kind, row.severity)
         _add(families, "gradwatch_findings_open", labels, 1)

@@ -16,8 +16,16 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from gradwatch.wire.api import Problem
 from gradwatch.wire.codec import BatchError, BatchTooLargeError
 from gradwatch.wire.frame import Rejection
+from gradwatch_server.answers import NoArrowError
 from gradwatch_server.ingest import UnknownRunError, UnstorableRunError
 from gradwatch_server.queries import NotFoundError
+from gradwatch_server.recorded import CursorError
+from gradwatch_server.tokens import (
+    DeniedError,
+    TokenError,
+    TooManyRequestsError,
+    UnknownTokenError,
+)
 from gradwatch_server.writer import BusyError
 
 MEDIA_TYPE = "application/problem+json"
@@ -56,9 +64,18 @@ def add_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return problem(422, f"{where}: {first['msg']}")
 
+    @app.exception_handler(DeniedError)
+    async def _denied(_: Request, error: DeniedError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        asked = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        return problem(error.status, str(error), headers=asked)
+
     statuses: dict[type[Exception], int] = {
         NotFoundError: 404,
         UnknownRunError: 404,
+        UnknownTokenError: 404,
+        NoArrowError: 406,
+        CursorError: 422,
+        TokenError: 422,
         BatchTooLargeError: 413,
         BatchError: 400,
         UnstorableRunError: 422,
@@ -67,6 +84,7 @@ def add_handlers(app: FastAPI) -> None:
         # msgspec's way to say that values are nested too deeply.
         RecursionError: 400,
         BusyError: 429,
+        TooManyRequestsError: 429,
         # A value that this database cannot hold: trying again would not help.
         DataError: 422,
         DBAPIError: 503,

@@ -34,6 +34,7 @@ class Settings:
     dashboard_url: str = ""  # shown in alerts, and where the collector's front page leads
     judge_every_s: float = 2.0  # seconds between two judgements of a run
     silent_after_s: float = 120.0  # a running job without a frame for so long is shown as silent
+    requests_a_s: float = 1000.0  # a second that one token may send
     log_format: str = "text"  # or json: one object a line
     log_level: str = "info"  # debug, info, warning or error; a worker's --loglevel comes first
 
@@ -48,7 +49,7 @@ class Settings:
             if text:
                 number = isinstance(field.default, float)
                 values[field.name] = (
-                    _seconds(variable, text) if number else _known(field.name, variable, text)
+                    _positive(variable, text) if number else _known(field.name, variable, text)
                 )
         return cls(**values)  # pyright: ignore[reportArgumentType]
 
@@ -79,11 +80,11 @@ def _known(name: str, variable: str, text: str) -> str:
     return text
 
 
-def _seconds(variable: str, text: str) -> float:
+def _positive(variable: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"{variable}={text!r} is not a number of seconds above 0")
+        raise ValueError(f"{variable}={text!r} is not a number above 0")
     return value

@@ -53,12 +53,16 @@ class Grant(NamedTuple):
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
-    def reaches(self, project: str) -> bool:
+    def reaches(self, project: str | None) -> bool:
         return self.project is None or self.project == project
 
 
 class TokenError(ValueError):
-    """A token cannot be made so, or is not there. The message says which."""
+    """A token cannot be made so. The message says why."""
+
+
+class UnknownTokenError(LookupError):
+    """There is no such token."""
 
 
 class DeniedError(PermissionError):
@@ -73,8 +77,13 @@ class TooManyRequestsError(RuntimeError):
     """A token sends more requests than it may."""
 
 
-def issue(session: Session, name: str, scopes: Iterable[str], project: str | None) -> str:
-    """Make a token; returns its text, which nobody can read again. Raises TokenError."""
+def issue(
+    session: Session, name: str, scopes: Iterable[str], project: str | None
+) -> tuple[str, TokenRow]:
+    """Make a token; returns its text, which nobody can read again, and its row.
+
+    Raises TokenError.
+    """
     asked = sorted(set(scopes))
     unknown = [scope for scope in asked if scope not in ALL_SCOPES]
     if unknown or not asked:
@@ -82,17 +91,16 @@ def issue(session: Session, name: str, scopes: Iterable[str], project: str | Non
         raise TokenError(f"{wrong}; known are {', '.join(Scope)}")
     key = secrets.token_hex(KEY_BYTES)
     secret = secrets.token_urlsafe(SECRET_BYTES)
-    session.add(
-        TokenRow(
-            key=key,
-            name=name,
-            scopes=" ".join(asked),
-            project=project,
-            digest=_digest(secret),
-            created_at=time.time(),
-        )
+    row = TokenRow(
+        key=key,
+        name=name,
+        scopes=" ".join(asked),
+        project=project,
+        digest=_digest(secret),
+        created_at=time.time(),
     )
-    return f"{PREFIX}_{key}_{secret}"
+    session.add(row)
+    return f"{PREFIX}_{key}_{secret}", row
 
 
 def tokens(session: Session, project: str | None = None) -> Sequence[TokenRow]:
@@ -103,11 +111,14 @@ def tokens(session: Session, project: str | None = None) -> Sequence[TokenRow]:
     return session.scalars(chosen).all()
 
 
-def revoke(session: Session, key: str) -> None:
-    """Make a token worthless, for good. Raises TokenError when there is none."""
+def revoke(session: Session, key: str, project: str | None = None) -> None:
+    """Make a token worthless, for good. Raises UnknownTokenError when there is none.
+
+    project: the only one whose tokens the caller may revoke; None for any.
+    """
     row = session.scalar(select(TokenRow).where(TokenRow.key == key))
-    if row is None:
-        raise TokenError(f"there is no token {key!r}")
+    if row is None or project not in (None, row.project):
+        raise UnknownTokenError(f"there is no token {key!r}")
     row.revoked_at = row.revoked_at or time.time()
 
 
@@ -134,7 +145,7 @@ class Keyring:
         """master: a token from the settings, good for everything; empty for none.
 
         guarded: whether requests need a token even while none was made.
-        requests_a_s: how many a token may send, 0 for any number.
+        requests_a_s: how many a token may send, over more than a moment.
         """
         self._engine = engine
         self._master = _digest(master) if master else None
@@ -210,15 +221,14 @@ class Keyring:
         return known
 
     def _count(self, key: str) -> None:
-        if not self._rate:
-            return
         now = time.monotonic()
         most = self._rate * BURST_S
         with self._lock:
             left, at = self._allowance.get(key, (most, now))
-            left = min(most, left + (now - at) * self._rate) - 1
-            self._allowance[key] = (max(left, 0.0), now)
-        if left < 0:
+            left = min(most, left + (now - at) * self._rate)
+            granted = left >= 1
+            self._allowance[key] = (left - granted, now)
+        if not granted:
             raise TooManyRequestsError(
                 f"this token sends more than {self._rate:g} requests a second; "
                 "use one a team, or raise GRADWATCH_REQUESTS_A_S"

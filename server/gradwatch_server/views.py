@@ -9,9 +9,9 @@ import msgspec
 
 from gradwatch.health.finding import Severity
 from gradwatch.health.kinds import KINDS
-from gradwatch.wire.api import FindingView, OptimizerView, RunView
+from gradwatch.wire.api import FindingView, OptimizerView, RunView, TokenView
 from gradwatch.wire.frame import RunInfo
-from gradwatch_server.models import OPEN, FindingRow, Optimizer, Run
+from gradwatch_server.models import OPEN, FindingRow, Optimizer, Run, TokenRow
 
 
 def finding_view(row: FindingRow, run_key: str) -> FindingView:
@@ -35,6 +35,8 @@ def finding_view(row: FindingRow, run_key: str) -> FindingView:
         action=kind.action,
         opened_at=row.opened_at,
         resolved_at=row.resolved_at,
+        muted=row.muted_at is not None,
+        acknowledged_at=row.acknowledged_at,
     )
 
 
@@ -47,18 +49,31 @@ def finding_views(rows: Iterable[FindingRow], run_key: str) -> list[FindingView]
     return [finding_view(row, run_key) for row in ordered]
 
 
+def token_view(row: TokenRow) -> TokenView:
+    """A token without its secret, which nobody knows."""
+    return TokenView(
+        key=row.key,
+        name=row.name,
+        scopes=row.scopes.split(),
+        project=row.project,
+        created_at=row.created_at,
+        last_used_at=row.last_used_at,
+        revoked_at=row.revoked_at,
+    )
+
+
 def run_view(
     run: Run,
     optimizers: Sequence[Optimizer],
     findings: Sequence[FindingRow],
     silent_after_s: float,
 ) -> RunView:
-    """A run with its verdict: the gravest of its open findings."""
+    """A run with its verdict: the gravest of its open findings that nobody muted."""
     return RunView(
         info=run_info(run),
-        status=_status(run, silent_after_s),
+        status=run_status(run, silent_after_s),
         reason=run.reason,
-        verdict=_verdict(run, findings),
+        verdict=verdict_of(run, findings),
         judged=run.judged >= run.changed > 0,
         last_step=max((optimizer.last_step for optimizer in optimizers), default=0),
         last_frame_at=run.last_frame_at,
@@ -77,24 +92,31 @@ def run_view(
         conflicts=run.conflicts,
         loss=run.loss,
         loss_nonfinite=run.loss_nonfinite,
+        notes=run.notes,
     )
 
 
 def run_info(run: Run) -> RunInfo:
-    """How a run introduced itself."""
-    return msgspec.json.decode(run.info, type=RunInfo)
+    """How a run introduced itself, under the name and tags that people gave it since."""
+    info = msgspec.json.decode(run.info, type=RunInfo)
+    given = {"name": run.name, "tags": run.tags}
+    return msgspec.structs.replace(
+        info, **{field: value for field, value in given.items() if value is not None}
+    )
 
 
-def _status(run: Run, silent_after_s: float) -> str:
+def run_status(run: Run, silent_after_s: float) -> str:
+    """running, silent, finished or failed."""
     heard_at = run.last_frame_at or run.created_at
     if run.status == "running" and time.time() - heard_at > silent_after_s:
         return "silent"
     return run.status
 
 
-def _verdict(run: Run, findings: Sequence[FindingRow]) -> str:
+def verdict_of(run: Run, findings: Sequence[FindingRow]) -> str:
+    """critical, warning, healthy or waiting. findings: all of the run."""
     worst = max(
-        (Severity(row.severity) for row in findings if row.state == OPEN),
+        (Severity(row.severity) for row in findings if row.state == OPEN and row.muted_at is None),
         key=lambda severity: severity.rank,
         default=Severity.INFO,
     )

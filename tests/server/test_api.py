@@ -137,7 +137,7 @@ def test_a_failure_of_our_own_is_a_problem_too_and_tells_no_secrets(collector, m
     def fail(*_: Any) -> Any:
         raise LookupError("postgresql://user:secret@host")
 
-    monkeypatch.setattr("gradwatch_server.queries.find_run", fail)
+    monkeypatch.setattr("gradwatch_server.access.find_run", fail)
     answer = collector.get("/api/v1/runs/" + "0" * 32, Connection="close")
     assert answer.problem.status == 500
     assert b"secret" not in answer.body

@@ -20,7 +20,7 @@ from gradwatch_server.arrivals import arrive
 from gradwatch_server.database import migrate, open_database, writing
 from gradwatch_server.ingest import store
 from gradwatch_server.models import Base
-from gradwatch_server.queries import find_optimizer, heatmap
+from gradwatch_server.queries import Span, find_optimizer, heatmap
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_from_the_first_release_with_data_they_lose_nothing_and_can_be_taken_bac
     migrate(engine)
     with Session(engine) as session:
         optimizer = find_optimizer(session, run.id, OPTIMIZER)
-        shown = heatmap(session, optimizer, "norm", None, None, 2000)
+        shown = heatmap(session, optimizer, "norm", Span(None, None, 2000))
         assert shown.steps.tolist() == list(range(1200))
         expected = np.array([item.row("norm") for item in frames])
         assert np.array_equal(shown.high.T, expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from synthetic_runs import DETAILS, OPTIMIZER, dense, detail, frame, layer, manifest, new_run
 
 from gradwatch.client import CollectorError
+from gradwatch.wire.api import ScalarsJson
 
 LAYERS = 6
 
@@ -198,4 +198,7 @@ def test_people_read_the_same_as_json(collector, run):
     path = f"/api/v1/runs/{run.id}/scalars?optimizer={OPTIMIZER}"
     answer = collector.get(path)
     assert answer.headers["Content-Type"] == "application/json"
-    assert "steps_bytes" in msgspec.json.decode(answer.body, type=dict[str, Any])
+    told = msgspec.json.decode(answer.body, type=ScalarsJson)
+    read = collector.client.scalars(run.id, OPTIMIZER)
+    assert told.steps == read.steps.tolist()
+    assert told.series == {name: read.series(name).tolist() for name in read.series_bytes}

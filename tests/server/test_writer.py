@@ -84,12 +84,12 @@ def test_a_full_queue_tells_agents_to_come_back(collector, busy, monkeypatch):
     run = new_run()
     collector.put(run)
     limit = 3
-    monkeypatch.setattr(collector.app.state.writer._queue, "maxsize", limit)
+    monkeypatch.setattr(collector.app.state.context.writer._queue, "maxsize", limit)
     with ThreadPoolExecutor(limit + 1) as pool:
         first = pool.submit(collector.post, run, [manifest(dense(4))])
         assert busy.entered.wait(10)
         waiting = [pool.submit(collector.post, run, healthy([1])) for _ in range(limit)]
-        while collector.app.state.writer.waiting < limit:
+        while collector.app.state.context.writer.waiting < limit:
             pass
         answer = collector.post(run, healthy([2]))
         busy.free()

@@ -1,0 +1,7 @@
+"""The HTTP API, a module for each resource."""
+
+from gradwatch_server.routes import channels, findings, queries, records, runs, service, tokens
+
+ROUTERS = tuple(
+    module.router for module in (service, records, runs, queries, findings, tokens, channels)
+)
