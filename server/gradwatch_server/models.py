@@ -120,6 +120,42 @@ class FrameRow(Base):
     body: Mapped[bytes] = mapped_column(LargeBinary)  # packing.Packed
 
 
+class Stretch(Base):
+    """Frames of many steps folded: 16 columns of one tier, each of 16**tier steps."""
+
+    __tablename__ = "stretches"
+
+    optimizer_id: Mapped[int] = mapped_column(
+        ForeignKey("optimizers.id", ondelete="CASCADE"), primary_key=True
+    )
+    tier: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  # from 1
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)  # its first step
+    columns: Mapped[int] = mapped_column(SmallInteger)  # of those, how many have frames
+    manifest: Mapped[int] = mapped_column(Integer)  # version that names the layers
+    folded_at: Mapped[float] = mapped_column(Float)
+    # Of tier 1: one bit a step whose frame is in it, and whether those frames are gone by now.
+    present: Mapped[bytes] = mapped_column(LargeBinary)
+    thinned: Mapped[bool] = mapped_column(Boolean)
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # tiers.pack_columns
+    histograms: Mapped[bytes | None] = mapped_column(LargeBinary)  # tiers.pack_counts
+
+
+class StretchDue(Base):
+    """A stretch that does not say what its frames say: it is to be folded, once it is over."""
+
+    __tablename__ = "stretches_due"
+
+    optimizer_id: Mapped[int] = mapped_column(
+        ForeignKey("optimizers.id", ondelete="CASCADE"), primary_key=True
+    )
+    tier: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    until: Mapped[int] = mapped_column(BigInteger)  # first step after it
+    # Grows with every change, so that a worker sees that it folded what is no longer so.
+    changes: Mapped[int] = mapped_column(BigInteger)
+    leased_until: Mapped[float] = mapped_column(Float)
+
+
 class PartialStep(Base):
     """A step of a run of several ranks that not all of them have reported."""
 

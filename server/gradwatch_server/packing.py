@@ -62,7 +62,7 @@ def pack_frame(frame: Frame, missing: Ranges = ()) -> bytes:
             time=frame.time,
             manifest=frame.manifest,
             columns=frame.columns,
-            values=memoryview(_squeeze(frame.values)),
+            values=memoryview(squeeze(frame.values)),
             scalars=frame.scalars,
             events=frame.events,
             histograms=frame.histograms,
@@ -81,7 +81,7 @@ def unpack_frame(body: bytes, optimizer: str, rank: int, step: int) -> Frame:
         time=packed.time,
         manifest=packed.manifest,
         columns=packed.columns,
-        values=memoryview(_unsqueeze(packed.values)),
+        values=memoryview(unsqueeze(packed.values)),
         scalars=packed.scalars,
         events=packed.events,
         histograms=packed.histograms,
@@ -121,7 +121,8 @@ def pack_histograms(counts: NDArray[np.uint32]) -> memoryview:
     return memoryview(zstd.compress(counts.astype(width).tobytes(), level=LEVEL))
 
 
-def _squeeze(values: memoryview) -> bytes:
+def squeeze(values: memoryview) -> bytes:
+    """Numbers of 4 bytes each, made small: their bytes in order of significance, then zstd."""
     planes = np.frombuffer(values, dtype=np.uint8).reshape(-1, FLOAT_BYTES).T
     compressor: zstd.ZstdCompressor | None = getattr(_local, "compressor", None)
     if compressor is None:
@@ -130,6 +131,7 @@ def _squeeze(values: memoryview) -> bytes:
     return compressor.compress(planes.tobytes(), mode=zstd.ZstdCompressor.FLUSH_FRAME)
 
 
-def _unsqueeze(squeezed: memoryview) -> bytes:
+def unsqueeze(squeezed: memoryview) -> bytes:
+    """What squeeze was given."""
     planes = np.frombuffer(zstd.decompress(squeezed), dtype=np.uint8).reshape(FLOAT_BYTES, -1)
     return planes.T.tobytes()

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from gradwatch.wire.codec import decode_manifest, encode_record
 from gradwatch.wire.frame import Frame, LayerInfo, Manifest
 from gradwatch_server.database import insert_new, writing
+from gradwatch_server.marks import mark_stretches
 from gradwatch_server.merge import MERGED, Part, merge_frames, merge_layers
 from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, PartialStep, Run
 from gradwatch_server.packing import Ranges, pack_frame, unpack_frame
@@ -258,6 +259,7 @@ def _merge(session: Session, run: Run, optimizer: Optimizer, steps: Sequence[int
     )
     if rows:
         session.execute(insert_new(session, FrameRow), rows)
+    mark_stretches(session, optimizer.id, steps)
 
 
 def gaps(ranks: Sequence[int], world_size: int) -> Ranges:
