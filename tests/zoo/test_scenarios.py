@@ -69,8 +69,9 @@ def test_a_job_ends_with_exactly_its_findings_and_never_has_another(name: str, s
     assert ever == scenario.expected
 
 
-def test_the_demo_shows_each_kind_and_health() -> None:
-    assert {kind for scenario in SCENARIOS.values() for kind in scenario.expected} == set(KINDS)
+def test_the_demo_shows_the_four_patterns_and_health() -> None:
+    shown = {kind for scenario in SCENARIOS.values() for kind in scenario.expected}
+    assert shown == {"vanishing", "exploding", "dead_units", "non_finite"} <= set(KINDS)
     assert sum(not scenario.expected for scenario in SCENARIOS.values()) == 2
 
 

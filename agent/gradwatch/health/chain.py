@@ -6,7 +6,7 @@ design, and most rows of an embedding have none in a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -32,6 +32,8 @@ class Chain:
 
     def only(self, keep: NDArray[np.bool_]) -> Chain:
         """The links that are kept. keep: bool[n]."""
+        if keep.all():
+            return self
         places = np.flatnonzero(keep)
         return Chain(
             layers=tuple(self.layers[place] for place in places),
@@ -57,31 +59,36 @@ def _links(window: Window) -> list[int]:
     return sorted(places, key=lambda place: (window.layers[place].depth, place))
 
 
-def bias_places(window: Window, of: list[int]) -> list[int]:
-    """For each weight layer the place of its bias, or of the norm right after it; -1 for none.
+def bias_places(window: Window) -> list[int]:
+    """For each link the place of its bias, or of the norm right after it; -1 for none.
 
     A unit's bias has gradient 0 exactly when no gradient arrives at the unit, whatever its input.
     """
+    return window.once(_bias_places)
+
+
+def _bias_places(window: Window) -> list[int]:
     by_name = {layer.name: place for place, layer in enumerate(window.layers)}
     order = sorted(range(len(window.layers)), key=lambda place: (window.layers[place].depth, place))
     position = {place: number for number, place in enumerate(order)}
     found: list[int] = []
-    for place in of:
+    for place in links(window):
         layer = window.layers[place]
         module, _, leaf = layer.name.rpartition(".")
         prefix = f"{module}." if module else ""
         own = {prefix + leaf.replace("weight", "bias"), prefix + "bias"}
         names = [by_name[name] for name in sorted(own) if name in by_name and name != layer.name]
-        after = _norm_after(window, order[position[place] + 1 :])
+        after = _norm_after(window, order, position[place] + 1)
         candidates = names or ([after] if after is not None else [])
         fitting = [c for c in candidates if window.layers[c].shape == layer.shape[:1]]
         found.append(fitting[0] if fitting else -1)
     return found
 
 
-def _norm_after(window: Window, following: list[int]) -> int | None:
-    """The bias of the first normalisation before the next weight layer."""
-    for place in following:
+def _norm_after(window: Window, order: list[int], start: int) -> int | None:
+    """The bias of the first normalisation before the next weight layer, from `start` on."""
+    for position in range(start, len(order)):
+        place = order[position]
         layer = window.layers[place]
         if is_link(layer):
             return None
@@ -107,7 +114,7 @@ def chain_of(window: Window) -> Chain:
 
 def _chain_of(window: Window) -> Chain:
     places = links(window)
-    biases = bias_places(window, places)
+    biases = bias_places(window)
     element_rms = rms(window)
     bias_rms = np.full((len(window.steps), len(places)), np.nan)
     for link, bias in enumerate(biases):
@@ -172,10 +179,4 @@ def _sound_part(window: Window) -> Window:
     keep = ~broken_steps(window)
     if keep.all():
         return window
-    return replace(
-        window,
-        steps=window.steps[keep],
-        statistics={name: values[keep] for name, values in window.statistics.items()},
-        scalars={name: values[keep] for name, values in window.scalars.items()},
-        reported={name: values[keep] for name, values in window.reported.items()},
-    )
+    return window.only(keep)

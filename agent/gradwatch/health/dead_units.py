@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradwatch.health.chain import bias_places, links, rms, sound_part
 from gradwatch.health.finding import Finding, Severity
-from gradwatch.health.robust import largest, median, onset
+from gradwatch.health.robust import median, onset
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 
@@ -118,8 +118,12 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
 
 def dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     """Which weight layers are dead, and which are only silenced by one. sound: finite steps."""
-    fractions = sound.statistic("dead_fraction").astype(np.float64)
-    norms = sound.statistic("norm").astype(np.float64)
+    return sound.once(_dead_layers, settings)
+
+
+def _dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
+    fractions = sound.statistic("dead_fraction")
+    norms = sound.statistic("norm")
     # A transposed convolution's first dimension is its input, so its rows say nothing of its units.
     measured = [
         place
@@ -132,7 +136,7 @@ def dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     if not len(frames):
         return DeadLayers(measured, np.zeros((0, len(measured))), frames, none, none, none)
     recent = frames[-settings.lookback_frames :]
-    raw = fractions[frames][:, measured]
+    raw = fractions[frames][:, measured].astype(np.float64)
     # Between detail frames the norm knows better: a head used each 10th step is not dead.
     alive_since = (norms[recent[0] :][:, measured] > 0).any(axis=0)
     raw = np.where(alive_since & (raw >= 1.0), 0.0, raw)
@@ -188,33 +192,33 @@ def _confirmed(
     A row of zeros can also come from an input that is 0 (behind a dead layer) or from a pruning
     mask; then the unit's bias still has a gradient.
     """
-    zeros = sound.statistic("zero_fraction").astype(np.float64)
-    norms = sound.statistic("norm").astype(np.float64)
+    biases = _biases(sound, measured)
+    has = biases >= 0
+    said = sound.statistic("zero_fraction")[frames][:, biases[has]]
+    alive = sound.statistic("norm")[frames][:, biases[has]] > 0
+    said = np.where(np.isnan(said) & alive, 0.0, said)
     share = raw.copy()
-    for link, bias in enumerate(bias_places(sound, measured)):
-        if bias < 0:
-            continue
-        said = zeros[frames, bias]
-        said = np.where(np.isnan(said) & (norms[frames, bias] > 0), 0.0, said)
-        share[:, link] = np.fmin(share[:, link], said)
+    share[:, has] = np.fmin(share[:, has], said)
     return np.nan_to_num(share, nan=0.0)
+
+
+def _biases(sound: Window, measured: list[int]) -> NDArray[np.int64]:
+    """Place of each measured layer's bias, -1 for none. int64[n]."""
+    of = dict(zip(links(sound), bias_places(sound), strict=True))
+    return np.array([of[place] for place in measured], dtype=np.int64)
 
 
 def _underflowed(
     sound: Window, measured: list[int], recent: NDArray[np.int64], settings: Thresholds
 ) -> NDArray[np.bool_]:
     """Links whose nearest gradient towards the output is too small for float32. bool[n]."""
-    element_rms = rms(sound)[recent]
-    size = median(element_rms[:, measured])
-    for link, bias in enumerate(bias_places(sound, measured)):
-        if bias >= 0:
-            size[link] = largest(np.array([size[link], median(element_rms[:, bias])]))
-    nearest = np.full(len(measured), np.inf)
-    below = np.inf
-    for link in range(len(measured) - 1, -1, -1):
-        below = size[link] if size[link] > 0 else below
-        nearest[link] = below
-    return nearest < settings.underflow_rms
+    usual = median(rms(sound)[recent])
+    biases = _biases(sound, measured)
+    size = np.fmax(usual[measured], np.where(biases >= 0, usual[biases], np.nan))
+    # The nearest layer from here to the output that has a gradient; none is no underflow.
+    known = np.where(size > 0, np.arange(len(size)), len(size))
+    nearest = np.minimum.accumulate(known[::-1])[::-1]
+    return np.append(size, np.inf)[nearest] < settings.underflow_rms
 
 
 def _loss_is_zero(sound: Window, recent: NDArray[np.int64], settings: Thresholds) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from gradwatch.health.chain import (
     sound_part,
     total_norm,
 )
+from gradwatch.health.course import course, outcome
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import largest, median, onset
 from gradwatch.health.thresholds import threshold
@@ -27,7 +29,7 @@ class Thresholds:
     """When exploding gradients are told."""
 
     front: float = threshold(
-        100.0,
+        40.0,
         "1",
         "largest element RMS of the early weight layers (or biases) / largest of the late ones; "
         "AUTOTRAINER says 70, healthy residual networks of 50 blocks reach 25",
@@ -57,12 +59,24 @@ class Thresholds:
     extreme_relative: float = threshold(
         1e3, "1", "gradient norm / weight norm that an extreme frame has as well; also critical"
     )
+    dominant: float = threshold(
+        100.0, "1", "element RMS of one layer's weights / that of the typical layer"
+    )
+    dominant_rms: float = threshold(
+        30.0, "1", "element RMS of its weights beyond any initialisation in use"
+    )
     share: float = threshold(0.5, "1", "part of the recent frames that show it")
     recent_frames: int = threshold(10, "frames", "the present: a single spike that heals is not")
     frames: int = threshold(3, "frames", "fewest recent frames that show it")
     baseline_frames: int = threshold(10, "frames", "the window's first frames: the run's own size")
     frames_before_nan: int = threshold(
         3, "frames", "growth in any of the last frames before NaN is told without persistence"
+    )
+    burst: float = threshold(
+        100.0, "1", "first frame's norm / median of the next ten, when the loss is no better since"
+    )
+    relative_before_nan: float = threshold(
+        1.0, "1", "gradient norm / weight norm that goes with growth just before NaN"
     )
     growth_before_nan: float = threshold(
         10.0, "1", "growth is enough there: a residual network diverged from 70 to NaN in one step"
@@ -96,6 +110,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         factor = np.fmax(np.fmax(signs.growth, signs.front), signs.bias_front)
         extreme = (factor >= settings.extreme) & (signs.relative >= settings.extreme_relative)
     flags |= absurd
+    dominant = _dominant(sound, settings)
+    if dominant is not None:
+        flags |= large
 
     recent = flags[-settings.recent_frames :]
     sustained = recent.mean() >= settings.share and recent.sum() >= settings.frames
@@ -104,14 +121,20 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     if len(broken):
         before = np.flatnonzero(sound.steps < broken[0])[-settings.frames_before_nan :]
         with np.errstate(invalid="ignore"):
-            flags[before] |= large[before] & (signs.growth[before] >= settings.growth_before_nan)
+            big = signs.relative[before] >= settings.relative_before_nan
+            flags[before] |= big & (signs.growth[before] >= settings.growth_before_nan)
         to_nan = bool(flags[before].any())
+    burst = _burst(sound, window, signs, settings)
+    if burst:
+        extreme[0] = True
     if not (sustained or to_nan or extreme.any()):
         return None
 
     row = _first_row(flags, extreme, bool(sustained), to_nan, settings)
     worst = int(np.argmax(np.where(flags | extreme, np.nan_to_num(signs.total, posinf=np.inf), -1)))
     names = _layers(sound, chain, row, settings)
+    if dominant is not None and not absurd[row]:
+        names = (dominant, *(name for name in names if name != dominant))
     critical = to_nan or extreme.any() or signs.relative[worst] >= settings.extreme_relative
     step = int(sound.steps[row])
     return Finding(
@@ -148,6 +171,33 @@ def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
         leader = np.nan_to_num(chain.rms[:, early], nan=-1.0).argmax(axis=1)
         front_relative = np.take_along_axis(chain.relative[:, early], leader[:, None], axis=1)[:, 0]
     return Signs(total, relative, growth, front, front_relative, bias_front)
+
+
+def _burst(sound: Window, window: Window, signs: Signs, settings: Thresholds) -> bool:
+    """Whether the first gradient was enormous, threw the weights away, and nothing came of it."""
+    after = signs.total[1:11]
+    if len(after) < 5 or int(sound.steps[0]) > 2 or not signs.relative[0] >= settings.relative:
+        return False
+    if not signs.total[0] >= settings.burst * float(np.median(after)):
+        return False
+    result = outcome(course(window), last=10)
+    return result is not None and result.gain < 5
+
+
+def _dominant(sound: Window, settings: Thresholds) -> str | None:
+    """The layer whose weights are far larger than all others', if there is one."""
+    places = [
+        place
+        for place, layer in enumerate(sound.layers)
+        if layer.role in ("weight", "embedding") and len(layer.shape) > 1
+    ]
+    if len(places) < 3:
+        return None
+    sizes = np.array([prod(sound.layers[place].shape) for place in places], dtype=np.float64)
+    size = median(held_weight_norm(sound)[:, places]) / np.sqrt(sizes)
+    leader = int(np.nan_to_num(size, nan=-1.0).argmax())
+    limit = max(settings.dominant * float(median(size)), settings.dominant_rms)
+    return sound.layers[places[leader]].name if size[leader] >= limit else None
 
 
 def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:

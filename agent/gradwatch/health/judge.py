@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
-from gradwatch.health import dead_units, exploding, non_finite, vanishing
+from gradwatch.health import (
+    amp_skips,
+    clipping,
+    dead_units,
+    disconnected,
+    divergence,
+    exploding,
+    learning_rate_too_high,
+    learning_rate_too_low,
+    loss_spike,
+    missing_zero_grad,
+    never_updated,
+    non_finite,
+    oscillation,
+    plateau,
+    poor_initialisation,
+    saturation,
+    symmetric_units,
+    underflow,
+    vanishing,
+    weights_shrinking,
+)
+from gradwatch.health.causes import root_causes
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import ThresholdsOf
 from gradwatch.health.window import Window
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The thresholds of every detector, by kind of finding."""
-
-    vanishing: vanishing.Thresholds = field(default_factory=vanishing.Thresholds)
-    exploding: exploding.Thresholds = field(default_factory=exploding.Thresholds)
-    dead_units: dead_units.Thresholds = field(default_factory=dead_units.Thresholds)
-    non_finite: non_finite.Thresholds = field(default_factory=non_finite.Thresholds)
+T = TypeVar("T", bound=ThresholdsOf)
 
 
 class Detector(NamedTuple):
@@ -28,39 +41,69 @@ class Detector(NamedTuple):
 
     kind: str  # see gradwatch.health.kinds; also the name of its thresholds in Settings
     thresholds: type[ThresholdsOf]
-    detect: Callable[[Window, Settings], Finding | None]
+    detect: Callable[[Window, ThresholdsOf], Finding | None]
 
 
-def _vanishing(window: Window, settings: Settings) -> Finding | None:
-    return vanishing.detect(window, settings.vanishing)
+def _row(kind: str, thresholds: type[T], detect: Callable[[Window, T], Finding | None]) -> Detector:
+    def judged(window: Window, given: ThresholdsOf) -> Finding | None:
+        return detect(window, cast(T, given))
+
+    return Detector(kind, thresholds, judged)
 
 
-def _exploding(window: Window, settings: Settings) -> Finding | None:
-    return exploding.detect(window, settings.exploding)
-
-
-def _dead_units(window: Window, settings: Settings) -> Finding | None:
-    return dead_units.detect(window, settings.dead_units)
-
-
-def _non_finite(window: Window, settings: Settings) -> Finding | None:
-    return non_finite.detect(window, settings.non_finite)
-
-
+# In the order of gradwatch.health.kinds.
 DETECTORS: tuple[Detector, ...] = (
-    Detector("vanishing", vanishing.Thresholds, _vanishing),
-    Detector("exploding", exploding.Thresholds, _exploding),
-    Detector("dead_units", dead_units.Thresholds, _dead_units),
-    Detector("non_finite", non_finite.Thresholds, _non_finite),
+    _row("vanishing", vanishing.Thresholds, vanishing.detect),
+    _row("exploding", exploding.Thresholds, exploding.detect),
+    _row("dead_units", dead_units.Thresholds, dead_units.detect),
+    _row("non_finite", non_finite.Thresholds, non_finite.detect),
+    _row("saturation", saturation.Thresholds, saturation.detect),
+    _row("never_updated", never_updated.Thresholds, never_updated.detect),
+    _row("disconnected", disconnected.Thresholds, disconnected.detect),
+    _row("missing_zero_grad", missing_zero_grad.Thresholds, missing_zero_grad.detect),
+    _row(
+        "learning_rate_too_high", learning_rate_too_high.Thresholds, learning_rate_too_high.detect
+    ),
+    _row("divergence", divergence.Thresholds, divergence.detect),
+    _row("oscillation", oscillation.Thresholds, oscillation.detect),
+    _row("learning_rate_too_low", learning_rate_too_low.Thresholds, learning_rate_too_low.detect),
+    _row("loss_spike", loss_spike.Thresholds, loss_spike.detect),
+    _row("plateau", plateau.Thresholds, plateau.detect),
+    _row("poor_initialisation", poor_initialisation.Thresholds, poor_initialisation.detect),
+    _row("symmetric_units", symmetric_units.Thresholds, symmetric_units.detect),
+    _row("weights_shrinking", weights_shrinking.Thresholds, weights_shrinking.detect),
+    _row("clipping", clipping.Thresholds, clipping.detect),
+    _row("underflow", underflow.Thresholds, underflow.detect),
+    _row("amp_skips", amp_skips.Thresholds, amp_skips.detect),
 )
+
+
+class Settings:
+    """The thresholds of every detector, by kind of finding. Raises ValueError for no such kind."""
+
+    def __init__(self, **given: ThresholdsOf) -> None:
+        self._table = {row.kind: given.pop(row.kind, row.thresholds()) for row in DETECTORS}
+        if given:
+            raise ValueError(
+                f"{next(iter(given))!r} is no kind of finding; known are {', '.join(self._table)}"
+            )
+
+    def __getitem__(self, kind: str) -> ThresholdsOf:
+        return self._table[kind]
+
 
 DEFAULTS = Settings()
 
 
 def judge(window: Window, settings: Settings = DEFAULTS) -> list[Finding]:
-    """What is wrong in this window: the gravest first, and of equals the earliest."""
-    found = [detector.detect(window, settings) for detector in DETECTORS]
-    findings = [finding for finding in found if finding is not None]
+    """What is wrong in this window: the gravest first, and of equals the earliest.
+
+    Causes are told, and what follows from them is left out: see gradwatch.health.causes.
+    """
+    if not len(window.steps):
+        return []
+    found = [detector.detect(window, settings[detector.kind]) for detector in DETECTORS]
+    findings = root_causes([finding for finding in found if finding is not None])
     return sorted(findings, key=lambda finding: (-finding.severity.rank, finding.first_step))
 
 

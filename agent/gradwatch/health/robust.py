@@ -37,14 +37,19 @@ def held(values: NDArray[np.floating]) -> NDArray[np.float64]:
 
     values: float[steps, n]; returns float64[steps, n].
     """
-    result = values.astype(np.float64)
+    rows = np.flatnonzero(~np.isnan(values).all(axis=1))
+    if not len(rows):
+        return np.full(values.shape, np.nan)
+    # Details are measured rarely: rows without any are copies of the row before them.
+    result = values[rows].astype(np.float64)
     for direction in (1, -1):
         known = ~np.isnan(result[::direction])
         place = np.where(known, np.arange(len(result))[:, None], -1)
-        place = np.maximum.accumulate(place, axis=0) if len(result) else place
+        place = np.maximum.accumulate(place, axis=0)
         taken = np.take_along_axis(result[::direction], np.maximum(place, 0), axis=0)
         result = np.where(place >= 0, taken, np.nan)[::direction]
-    return result
+    before = np.searchsorted(rows, np.arange(len(values)), side="right") - 1
+    return result[np.maximum(before, 0)]
 
 
 def onset(flags: NDArray[np.bool_], share: float) -> int | None:

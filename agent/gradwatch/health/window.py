@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 
 class Layer(Protocol):
@@ -53,11 +54,29 @@ class Window:
         default_factory=dict[Any, Any], init=False, repr=False, compare=False
     )
 
-    def once(self, make: Callable[[Window], T]) -> T:
-        """What `make` makes of this window; made once, however many detectors ask for it."""
-        if make not in self._known:
-            self._known[make] = make(self)
-        return cast(T, self._known[make])
+    def once(self, make: Callable[[Window, *Given], T], *given: *Given) -> T:
+        """What `make` makes of this window; made once, however many detectors ask for it.
+
+        given: what else it depends on; must be hashable.
+        """
+        key = (make, *given)
+        if key not in self._known:
+            self._known[key] = make(self, *given)
+        return cast(T, self._known[key])
+
+    def only(self, keep: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Window:
+        """Some of the steps."""
+        return Window(
+            steps=self.steps[keep],
+            layers=self.layers,
+            statistics={name: values[keep] for name, values in self.statistics.items()},
+            scalars={name: values[keep] for name, values in self.scalars.items()},
+            reported={name: values[keep] for name, values in self.reported.items()},
+        )
+
+    def until(self, step: int) -> Window:
+        """The steps up to and with `step`."""
+        return self.only(slice(0, int(np.searchsorted(self.steps, step, side="right"))))
 
     def statistic(self, name: str) -> NDArray[np.float32]:
         """float32[steps, layers]; all NaN when no frame of the window measured it."""

@@ -1,0 +1,86 @@
+"""Root cause over symptom: of a story that several detectors see, the cause is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwatch.health.finding import Finding
+
+# A loss that does not move has a reason, whenever either was noticed.
+ALWAYS = frozenset({"plateau", "learning_rate_too_low"})
+STUCK = ALWAYS | {"oscillation"}
+# What each kind brings about, and so makes needless to tell. In order of precedence: of kinds that
+# may bring about each other and begin at the same step the upper one is the cause.
+FOLLOWS: dict[str, frozenset[str]] = {
+    "missing_zero_grad": STUCK
+    | {
+        "exploding",
+        "learning_rate_too_high",
+        "divergence",
+        "dead_units",
+        "vanishing",
+        "saturation",
+        "loss_spike",
+    },
+    "loss_spike": frozenset({"learning_rate_too_high", "oscillation"}),
+    "exploding": STUCK
+    | {
+        "learning_rate_too_high",
+        "divergence",
+        "loss_spike",
+        "dead_units",
+        "vanishing",
+        "saturation",
+    },
+    "dead_units": STUCK | {"never_updated", "saturation"},
+    "weights_shrinking": STUCK | {"vanishing", "dead_units", "learning_rate_too_high"},
+    "saturation": STUCK | {"vanishing", "dead_units", "never_updated"},
+    "vanishing": STUCK | {"never_updated", "saturation"},
+    "learning_rate_too_high": STUCK
+    | {"dead_units", "vanishing", "saturation", "divergence", "loss_spike", "exploding"},
+    "oscillation": frozenset(
+        {"plateau", "dead_units", "vanishing", "saturation", "divergence", "loss_spike"}
+    ),
+    "divergence": STUCK | {"dead_units", "loss_spike"},
+    "underflow": STUCK | {"dead_units", "vanishing", "never_updated", "saturation"},
+    "clipping": STUCK | {"never_updated"},
+    "never_updated": STUCK | {"exploding", "disconnected"},
+    "disconnected": STUCK,
+    "symmetric_units": STUCK | {"poor_initialisation", "vanishing", "saturation"},
+    "learning_rate_too_low": frozenset({"plateau"}),
+    "poor_initialisation": frozenset({"plateau", "learning_rate_too_low"}),
+}
+PRECEDENCE = {kind: place for place, kind in enumerate(FOLLOWS)}
+# Two detectors may see the same beginning a few frames apart.
+SLACK_STEPS = 20
+# Steps after which a change of the weights shows: a loss is known at the step that follows.
+LAG_STEPS = {"loss_spike": 1}
+
+
+def root_causes(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings that do not follow from another one that is told.
+
+    Of two kinds that may bring about each other, the one that began first is the cause.
+    """
+    left, told = list(findings), list[Finding]()
+    while left:
+        roots = (f for f in left if not any(_brings_about(cause, f) for cause in left))
+        root = next(roots, left[0])
+        told.append(root)
+        left = [f for f in left if f is not root and not _brings_about(root, f)]
+    return told
+
+
+def _brings_about(cause: Finding, symptom: Finding) -> bool:
+    if symptom.kind not in FOLLOWS.get(cause.kind, frozenset()):
+        return False
+    if symptom.kind in ALWAYS:
+        return True
+    if cause.kind in FOLLOWS.get(symptom.kind, frozenset()):
+        # Gradients that are large before the first update cannot come from updates.
+        return _beginning(cause) < _beginning(symptom)
+    return cause.first_step <= symptom.first_step + SLACK_STEPS
+
+
+def _beginning(finding: Finding) -> tuple[int, int]:
+    return finding.first_step - LAG_STEPS.get(finding.kind, 0), PRECEDENCE[finding.kind]

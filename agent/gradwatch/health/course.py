@@ -1,0 +1,131 @@
+"""The course of a run: what its loss did, and how far its weights moved."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch.health.chain import held_weight_norm, links, sound_part
+from gradwatch.health.robust import median
+from gradwatch.health.window import Window
+
+# Median absolute deviation of a normal distribution, in standard deviations.
+MAD_SIGMA = 0.6745
+# A run's beginning must be in view before anything is said of what it has not achieved.
+FIRST_STEPS = 10
+
+
+class Course(NamedTuple):
+    """The finite losses of a window. n: their number; 0 when none was logged."""
+
+    steps: NDArray[np.int64]  # [n]
+    loss: NDArray[np.float64]  # [n]
+    from_start: bool  # whether the run's first steps are in view
+
+    def since(self, step: int) -> NDArray[np.float64]:
+        """Losses after `step`."""
+        return self.loss[self.steps > step]
+
+
+def course(window: Window) -> Course:
+    """The losses of the window's sound steps."""
+    return window.once(_course)
+
+
+def _course(window: Window) -> Course:
+    sound = sound_part(window)
+    loss = sound.scalar("loss")
+    known = np.isfinite(loss)
+    return Course(
+        sound.steps[known],
+        loss[known],
+        bool(known.any()) and int(sound.steps[known][0]) <= FIRST_STEPS,
+    )
+
+
+def noise(values: NDArray[np.float64]) -> float:
+    """Robust standard deviation of what changes from one value to the next, trends left out.
+
+    Differences of neighbours: a trend of many steps hardly shows in them.
+    """
+    if len(values) < 3:
+        return float("nan")
+    return float(np.median(np.abs(np.diff(values)))) / MAD_SIGMA / 2**0.5
+
+
+class Outcome(NamedTuple):
+    """How the loss stands beside the run's beginning, in units of its noise from batch to batch."""
+
+    start: float  # median of the first steps, or the very first if that is lower
+    now: float  # median of the last ones
+    low: float  # a tenth of the last ones lie below
+    high: float  # a tenth of the last ones lie above
+    gain: float  # (start - now) / standard error: large and positive when it learns
+
+
+def outcome(known: Course, first: int = 5, last: int = 25) -> Outcome | None:
+    """Where the loss stands; None when the beginning or the present is not in view.
+
+    first, last: losses that stand for the beginning and the present.
+    """
+    if not known.from_start or len(known.loss) < first + last:
+        return None
+    beginning, present = known.loss[:first], known.loss[-last:]
+    # The first step may throw the weights away: then the very first loss alone is the start.
+    start = min(float(np.median(beginning)), float(beginning[0]))
+    now = float(np.median(present))
+    spread = max(noise(present), noise(known.loss[: 2 * last]), 1e-9 * abs(start))
+    # Error of the difference of two medians, each 1.25 sigma / sqrt(n).
+    error = 1.25 * spread * (1 / first + 1 / last) ** 0.5
+    low, high = np.quantile(present, [0.1, 0.9])
+    return Outcome(start, now, float(low), float(high), (start - now) / max(error, 1e-300))
+
+
+class Movement(NamedTuple):
+    """How far the weight layers moved, seen at the detail frames. m: their number.
+
+    ratio: change a step / norm, of all weight layers together; NaN at the first detail frame.
+    """
+
+    steps: NDArray[np.int64]  # [m]
+    rows: NDArray[np.int64]  # [m] of the sound window
+    ratio: NDArray[np.float64]  # [m]
+    layers: NDArray[np.float64]  # [m, layers], each layer's own
+    weight: NDArray[np.float64]  # [m] norm of all weight layers together
+
+
+def movement(sound: Window) -> Movement:
+    """The movement of the weights in a window of sound steps."""
+    return sound.once(_movement)
+
+
+def _movement(sound: Window) -> Movement:
+    moved = sound.statistic("update_ratio").astype(np.float64)
+    norms = sound.statistic("weight_norm").astype(np.float64)
+    rows = np.flatnonzero(np.isfinite(norms).any(axis=1))
+    moved, norms = moved[rows], norms[rows]
+    places = [
+        place
+        for place in links(sound)
+        if sound.layers[place].optimized and sound.layers[place].trainable
+    ]
+    here, size = moved[:, places], norms[:, places]
+    known = np.isfinite(here) & np.isfinite(size)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        squares = np.where(known, size, 0.0) ** 2
+        weight = np.sqrt(np.nansum(size**2, axis=1))
+        ratio = np.sqrt((np.where(known, here, 0.0) ** 2 * squares).sum(axis=1))
+        ratio = np.where(known.any(axis=1), ratio / np.sqrt(squares.sum(axis=1)), np.nan)
+    return Movement(sound.steps[rows], rows, ratio, moved, weight)
+
+
+def network_weight(sound: Window) -> NDArray[np.float64]:
+    """Norm of all weight layers together, held between detail frames. float64[steps]."""
+    return np.sqrt(np.nansum(held_weight_norm(sound)[:, links(sound)] ** 2, axis=1))
+
+
+def typical(values: NDArray[np.float64]) -> float:
+    """Median of the finite values; NaN without one."""
+    return float(median(np.where(np.isfinite(values), values, np.nan)))

@@ -1,0 +1,39 @@
+"""`make zoo`: train every job with several seeds, judge them as they go, and print the score."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from .fixtures import SEEDS, ZOO, Key, in_parallel, load, train_missing
+from .scoring import Score, Told, follow
+from .table import confusion_table, kinds_table
+
+
+def judged(key: Key) -> Told:
+    """When each kind was told of one kept job first."""
+    return follow(load(key), at=[each.onset for each in ZOO[key.name].expected])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each job ({SEEDS})")
+    parser.add_argument("--processes", type=int, default=2, help="in parallel (2)")
+    parser.add_argument("--train", action="store_true", help="train again what is kept already")
+    given = parser.parse_args()
+    keys = train_missing(given.seeds, given.processes, given.train)
+    started = time.perf_counter()
+    score = Score()
+    for key, told in sorted(in_parallel(judged, keys, "Judging", given.processes)):
+        score.add(f"{key.name}, seed {key.seed}", ZOO[key.name], told.first)
+    took_s = time.perf_counter() - started
+    print(kinds_table(score))
+    print(f"\n{score.false_alarms} of {score.healthy} healthy jobs had a false alarm.")
+    print(f"{len(keys)} jobs were judged again and again in {took_s:.0f} s.\n")
+    print(confusion_table(score))
+    if score.problems:
+        print("\nWhat did not hold:", *sorted(score.problems), sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
