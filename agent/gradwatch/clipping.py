@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradwatch.reduce import foreach_norm
+from gradwatch.reduce import foreach_norm, needs_pieces, norms_of
 
 # Accumulated and rounded as a frame's norms are; those of half precision are kept in it.
 SHARED = frozenset({torch.float32, torch.float64})
@@ -33,8 +33,11 @@ class Clipped:
         for place, gradient in zip(places, gradients, strict=True):
             if place < 0 or gradient._version != self._versions[place]:
                 return None
-        norms = self._norms.double() * self._coefficient
-        return norms if places == list(range(len(norms))) else norms[places]
+        norms = (self._norms.double() * self._coefficient)[places]
+        large = [place for place, each in enumerate(gradients) if needs_pieces(each)]
+        if large:
+            norms[large] = norms_of([gradients[place] for place in large])
+        return norms
 
 
 def clip_grad_norm_(

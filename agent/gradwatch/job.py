@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from gradwatch.acting import LocalJudge
 from gradwatch.clipping import Clipped
@@ -18,6 +19,7 @@ from gradwatch.identity import Identity
 from gradwatch.measure import read_scalar
 from gradwatch.outlet import Outlet
 from gradwatch.pending import PendingFrame
+from gradwatch.scaling import follow
 from gradwatch.settings import Settings, kinds_of
 from gradwatch.watching import OptimizerWatch
 from gradwatch.wire.frame import Flight, Frame, Origin, Record, RunEnd, RunInfo
@@ -50,6 +52,7 @@ class Job:
         self._flown: set[str] = set()  # optimizers whose flight was sent
         self.judge = LocalJudge(frozenset(kinds_of(settings.stop_on)), identity.world_size)
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
+        self._leave_scalers = follow(self._scaler_steps)
 
     @property
     def alive(self) -> bool:
@@ -58,8 +61,7 @@ class Job:
 
     def watch(self, optimizer: torch.optim.Optimizer, models: Sequence[nn.Module] | None) -> None:
         """Record this optimizer's steps. A second watch of the same optimizer changes nothing."""
-        known = self._watches.get(id(optimizer))
-        if known is not None and known.optimizer is optimizer:
+        if self.watched(optimizer):
             return
         name = self._unique_name(type(optimizer).__name__)
         watch = OptimizerWatch(self, optimizer, name, models)
@@ -69,8 +71,21 @@ class Job:
             watch.layout_changed()
 
     def watched(self, optimizer: torch.optim.Optimizer) -> bool:
+        return self._watch_of(optimizer) is not None
+
+    def _watch_of(self, optimizer: torch.optim.Optimizer) -> OptimizerWatch | None:
         known = self._watches.get(id(optimizer))
-        return known is not None and known.optimizer is optimizer
+        return known if known is not None and known.optimizer is optimizer else None
+
+    def _scaler_steps(
+        self, scaler: GradScaler, optimizer: torch.optim.Optimizer
+    ) -> Callable[[], None]:
+        """Before a scaler steps an optimizer, and, by what it returns, after it."""
+        watch = self._watch_of(optimizer)
+        if watch is None:
+            return lambda: None
+        watch.scaler_steps(scaler)
+        return watch.scaler_stepped
 
     def held_by_others(self, watch: OptimizerWatch) -> set[int]:
         """Identities of the parameters that other watched optimizers hold."""
@@ -125,6 +140,7 @@ class Job:
         """Send what is left, say how it ended, stop watching. True when all of it was sent."""
         if not self.alive:
             return True
+        self._leave_scalers()
         for watch in self._watches.values():
             watch.remove()
         for pending in self._pending.values():
@@ -145,6 +161,8 @@ class Job:
     def _finished(self, pending: PendingFrame) -> Sequence[Record]:
         """In the sending thread: the frame with all of its numbers, and what a NaN brings along."""
         frame = pending.frame(self.rank)
+        if frame is None:
+            return ()
         self.judge.take(frame)
         if "non_finite" not in frame.events:
             return (frame,)

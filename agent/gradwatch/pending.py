@@ -14,7 +14,10 @@ from gradwatch.wire.frame import Frame
 
 
 class PendingFrame:
-    """A step's frame while the training loop may still log a loss to it."""
+    """A step's frame while the training loop may still log a loss to it.
+
+    overflow: says whether a loss scaler skips this step, by more than 0; None without a scaler.
+    """
 
     def __init__(
         self,
@@ -23,6 +26,7 @@ class PendingFrame:
         manifest: int,
         reading: Reading | NoGradient | None,
         lr: float,
+        overflow: Callable[[], float] | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.step = step
@@ -32,12 +36,15 @@ class PendingFrame:
         self._tickets = [None]
         self._manifest = manifest
         self._reading = reading
-        self._measured: dict[str, float] = {} if math.isnan(lr) else {"lr": lr}
+        self._overflow = overflow
+        self._measured: dict[str, Callable[[], float]] = {}
+        if not math.isnan(lr):
+            self.measured("lr", lambda: lr)
 
     @property
     def empty(self) -> bool:
         """Nothing measured and nothing logged: not worth a frame."""
-        return self._reading is None and not self.scalars
+        return self._reading is None and not self.scalars and self._overflow is None
 
     @property
     def open(self) -> bool:
@@ -52,16 +59,20 @@ class PendingFrame:
             return False
         return True
 
-    def measured(self, name: str, value: float) -> None:
+    def measured(self, name: str, value: Callable[[], float]) -> None:
         """Add a number of the agent's own."""
         self._measured[name] = value
 
-    def frame(self, rank: int) -> Frame:
-        """The frame, once all of its numbers have arrived from the device."""
-        scalars = self._measured | {name: value() for name, value in dict(self.scalars).items()}
+    def frame(self, rank: int) -> Frame | None:
+        """The frame, once all of its numbers have arrived from the device; None without any."""
+        scalars = {name: value() for name, value in (self._measured | self.scalars).items()}
         columns: tuple[str, ...] = ()
         values, histograms, events = b"", None, list[str]()
-        if self._reading is not None:
+        if self._overflow is not None and self._overflow() > 0:
+            # Its gradients are not applied, and that they overflow is how a scale is found.
+            events.append("amp_skipped")
+            scalars["amp_skipped"] = 1.0
+        elif self._reading is not None:
             found = self._reading.resolve()
             columns, values = found.columns, found.values.astype("<f4").tobytes()
             norms = found.values[columns.index("norm")].astype(np.float64)
@@ -74,6 +85,8 @@ class PendingFrame:
                 histograms = memoryview(compress(found.histograms.astype("<u2").tobytes()))
         if not math.isfinite(scalars.get("loss", 0.0)) and "non_finite" not in events:
             events.append("non_finite")
+        if not (columns or events or self.scalars):
+            return None
         return Frame(
             optimizer=self.optimizer,
             rank=rank,

@@ -15,6 +15,9 @@ from torch import Tensor
 
 # Elements of a piece: with their magnitudes 8 MB of float32, which a server's cache holds.
 PIECE = 1 << 20
+# Elements that torch's norm on a CPU still adds up to within 1e-5, and those it must not get.
+NORM_PIECE = 1 << 18
+LARGE = 1 << 22
 # Squares lose digits below 1e-38: a layer of a billion elements does so below this norm.
 TINY_NORM = 1e-15
 
@@ -101,7 +104,30 @@ def _reduced_piece(piece: Tensor, room: _Room) -> tuple[Tensor, Tensor, Tensor, 
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     """L2 norm of each. float64[len(gradients)]."""
-    return _multi_norm(gradients, 2)
+    if not any(needs_pieces(each) for each in gradients):
+        return _multi_norm(gradients, 2)
+    pieces = [_split(each) if needs_pieces(each) else (each,) for each in gradients]
+    norms = _multi_norm([piece for split in pieces for piece in split], 2)
+    counts = torch.tensor([len(split) for split in pieces], device=norms.device)
+    owner = torch.repeat_interleave(counts)
+    return torch.zeros(len(pieces), dtype=norms.dtype).index_add_(0, owner, norms**2).sqrt()
+
+
+def needs_pieces(gradient: Tensor) -> bool:
+    """Whether torch's own norm of it is too far off.
+
+    On a CPU it adds up squares in float32, one after the other: it misses 2e-4 of the norm of 2^23
+    elements, and 1.4 % of that of 2^27.
+    """
+    return gradient.numel() > LARGE and gradient.device.type == "cpu"
+
+
+def _split(gradient: Tensor) -> Sequence[Tensor]:
+    # In the order of memory, which that of a transposed gradient or of channels last is not.
+    ordered = gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
+    if ordered.is_contiguous():
+        return ordered.view(-1).split(NORM_PIECE)
+    return ordered.split(max(1, NORM_PIECE * len(ordered) // ordered.numel()))
 
 
 def finiteness(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:

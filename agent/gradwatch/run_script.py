@@ -6,16 +6,19 @@ import atexit
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradwatch.cli import Handover
 from gradwatch.monitor import current_job, runs_begun
 from gradwatch.notice import say, told
+from gradwatch.scaling import Follower, follow
 from gradwatch.settings import SettingError, Settings
 
 
@@ -67,11 +70,12 @@ def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -
             os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
     if not settings.disabled:
         register_optimizer_step_pre_hook(_attach_to(settings))
+        follow(_attach_to_scaled(settings))
         atexit.register(_say_if_nothing_was_recorded)
-    raise Handover(lambda: _start(module, script, arguments))
+    raise Handover(lambda: start_script(module, script, arguments))
 
 
-def _start(module: bool, script: str, arguments: tuple[str, ...]) -> None:
+def start_script(module: bool, script: str, arguments: tuple[str, ...]) -> None:
     """Run the script as `python script` and `python -m script` do."""
     sys.argv = [script, *arguments]
     folder = os.getcwd() if module else str(Path(script).resolve().parent)
@@ -97,6 +101,17 @@ def _attach_to(settings: Settings) -> Any:
             say(f"cannot watch {type(optimizer).__name__}: {told(error)}")
 
     return attach
+
+
+def _attach_to_scaled(settings: Settings) -> Follower:
+    """The same for a loss scaler, which may skip the first steps, or all of a job's."""
+    attach = _attach_to(settings)
+
+    def follower(scaler: GradScaler, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+        attach(optimizer, (), {})
+        return lambda: None
+
+    return follower
 
 
 def _say_if_nothing_was_recorded() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from gradwatch.flight import FlightRecorder
 from gradwatch.layers import (
@@ -21,11 +22,12 @@ from gradwatch.layers import (
     owning_models,
 )
 from gradwatch.locate import Locator, gradient_storages
-from gradwatch.measure import Meter, plain
+from gradwatch.measure import Meter, plain, read_scalar
 from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
 from gradwatch.pending import PendingFrame
 from gradwatch.reading import NoGradient, Reading
+from gradwatch.scaling import carried_scale, found_overflow, scale_of
 from gradwatch.wire.frame import MAX_LAYERS, Manifest
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class OptimizerWatch:
         self._faults = 0
         self._sentinel: Tensor | None = None
         self._broken = False
+        self._scaler: GradScaler | None = None  # within its step, until ours is reached
         self._started_at = 0.0
         given = models or ()
         self._order: ExecutionOrder | None = ExecutionOrder(
@@ -132,12 +135,25 @@ class OptimizerWatch:
             self._guarded_observe(optimizer)
         self._trace_next()
 
-    def _guarded_observe(self, optimizer: torch.optim.Optimizer) -> None:
+    def scaler_steps(self, scaler: GradScaler) -> None:
+        """A loss scaler is about to step the optimizer, or to skip its step."""
+        self._scaler = scaler
+
+    def scaler_stepped(self) -> None:
+        """It is done. When the optimizer's step was not reached, it was skipped."""
+        if self._scaler is not None:
+            optimizer = self._optimizer()
+            if optimizer is not None:
+                self._guarded_observe(optimizer, skipped=True)
+            self._trace_next()
+
+    def _guarded_observe(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """No fault of the agent's own reaches the training loop."""
+        scaler, self._scaler = self._scaler, None
         try:
             trace = self.locator.end()
             if self._job.alive and self._faults < MAX_FAULTS:
-                self._observe(optimizer, trace)
+                self._observe(optimizer, trace, scaler, skipped)
         except Exception as error:
             self._failed("record", error)
 
@@ -155,36 +171,55 @@ class OptimizerWatch:
         say(f"could not {what} a step of {self.name}: {told(error)}")
 
     @torch.no_grad()
-    def _observe(self, optimizer: torch.optim.Optimizer, trace: Trace | None) -> None:
+    def _observe(
+        self,
+        optimizer: torch.optim.Optimizer,
+        trace: Trace | None,
+        scaler: GradScaler | None,
+        skipped: bool,
+    ) -> None:
         started = time.perf_counter()
         elapsed_s = started - self._started_at if self._started_at else 0.0
         self._started_at = started
         self.step += 1
         clipped, self._job.clipped = self._job.clipped, None
         self._norm_pacer.charge(self._job.uncharged_cost_s())
+        overflow, skipped = _overflow(optimizer, skipped)
         # Both buckets fill at every step, so both are asked.
-        norm_due = self._norm_pacer.due(self.step, elapsed_s)
-        detail_due = self._detail_pacer.due(self.step, elapsed_s) and not self._replica
+        norm_due = self._norm_pacer.due(self.step, elapsed_s) and not skipped
+        detail_due = self._detail_pacer.due(self.step, elapsed_s) and not skipped
+        detail_due = detail_due and not self._replica
         reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
-        turned = self._turned_non_finite()
+        turned = not skipped and self._turned_non_finite()
         norm_due |= turned
+        if not self._version:
+            self._current_parameters()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
             parameters = self._current_parameters()
-            scale = _grad_scale(optimizer)
+            scale = carried_scale(optimizer)
             reading = (
                 self._meter.details(parameters, scale, self.step)
                 if detail_due
                 else self._meter.norms(parameters, scale, clipped)
             ) or NoGradient(len(parameters))
         frame = PendingFrame(
-            self.name, self.step, max(1, self._version), reading, _learning_rate(optimizer)
+            self.name,
+            self.step,
+            max(1, self._version),
+            reading,
+            _learning_rate(optimizer),
+            overflow,
         )
         if elapsed_s:
-            frame.measured("step_time_s", elapsed_s)
+            frame.measured("step_time_s", lambda: elapsed_s)
+        loss_scale = None if scaler is None else scale_of(scaler)
+        if loss_scale is not None and (reading is not None or skipped):
+            frame.measured("grad_scale", read_scalar(loss_scale))
         self._job.open_frame(frame)
         broken = turned or (reading is not None and reading.broken)
-        self._locate(trace, broken)
+        if not skipped:
+            self._locate(trace, broken)
         cost_s = time.perf_counter() - started
         if detail_due:
             self._detail_pacer.took(self.step, cost_s)
@@ -192,7 +227,7 @@ class OptimizerWatch:
             self._norm_pacer.took(self.step, cost_s)
         else:
             self._norm_pacer.charge(cost_s)
-        if not broken:
+        if not broken and not skipped:
             self._record(optimizer, elapsed_s)
 
     def _locate(self, trace: Trace | None, broken: bool) -> None:
@@ -213,7 +248,7 @@ class OptimizerWatch:
             return
         started = time.perf_counter()
         layers = [layer.parameter for layer in self._layers]
-        self.recorder.sample(self.step, max(1, self._version), layers, _grad_scale(optimizer))
+        self.recorder.sample(self.step, max(1, self._version), layers, carried_scale(optimizer))
         self.recorder.pacer.took(self.step, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
@@ -313,10 +348,19 @@ def _has_closure(
     return any(callable(item) for item in given if item is not optimizer)
 
 
-def _grad_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """The loss scale that gradients still carry (a fused optimizer under AMP)."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return scale if isinstance(scale, Tensor) else None
+def _overflow(
+    optimizer: torch.optim.Optimizer, skipped: bool
+) -> tuple[Callable[[], float] | None, bool]:
+    """Says, by more than 0, whether a loss scaler skips this step, and whether that is known yet.
+
+    skipped: by the scaler itself. A fused optimizer is told by a number, which on an accelerator
+    would have to be waited for.
+    """
+    found = found_overflow(optimizer)
+    if skipped or found is None:
+        return (lambda: 1.0) if skipped else None, skipped
+    read = read_scalar(found)
+    return read, found.device.type == "cpu" and read() > 0
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
