@@ -193,7 +193,7 @@ class OptimizerWatch:
         # A NaN is worth its frame at once, however far the budget has stretched the others.
         turned = not skipped and self._turned_non_finite()
         norm_due |= turned
-        if not self._version:
+        if skipped and not self._version:
             self._current_parameters()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
             parameters = self._current_parameters()
