@@ -15,10 +15,13 @@ GROUP = "gradwatch.commands"
 COMMANDS = {
     "up": "Start collector, worker and dashboard on this machine.",
     "run": "Run a training script and watch it, without changing a line of it.",
+    "doctor": "Check a training script's data, model, loss and loop in its first steps.",
     "sync": "Send runs that were kept on local disk to a collector.",
+    "export": "Write a run's frames to a Parquet or CSV file.",
+    "token": "Make, list and revoke the tokens that a collector asks for.",
     "demo": "Train healthy and faulty networks, and look at the verdicts.",
 }
-EXTRA_OF = {"up": "server,dashboard", "demo": "all", "run": "torch"}
+EXTRA_OF = {"up": "server,dashboard", "demo": "all", "run": "torch", "token": "server"}
 
 
 class Handover(BaseException):

@@ -1,14 +1,39 @@
-"""Reading from a collector: what the dashboard, the demo and scripts use."""
+"""A collector's API in Python: what the dashboard, the demo and scripts use."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 import urllib3
 
-from gradwatch.wire.api import FindingView, Flow, Heatmap, Problem, RunPage, RunView, Scalars
+from gradwatch.wire.api import (
+    ChannelView,
+    Comparison,
+    EventPage,
+    FindingHistory,
+    FindingPage,
+    FindingPatch,
+    FindingView,
+    Flow,
+    FramePage,
+    FrameView,
+    Heatmap,
+    Histograms,
+    ManifestView,
+    NewToken,
+    Problem,
+    Question,
+    RunFinish,
+    RunPage,
+    RunPatch,
+    RunView,
+    Scalars,
+    TokenRequest,
+    TokenView,
+)
 
 MSGPACK = "application/x-msgpack"
 DEFAULT_TIMEOUT_S = 10.0
@@ -25,11 +50,16 @@ class CollectorError(RuntimeError):
 
 
 class Client:
-    """A collector's read API. Every method raises CollectorError when it gets no good answer."""
+    """A collector's API. Every method raises CollectorError when it gets no good answer.
+
+    Arrays are numpy's, read-only; names of layers and runs are those of the agent. A run is named
+    by its id of 32 hexadecimal digits.
+    """
 
     def __init__(
         self, url: str, token: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
+        """url: of the collector, as http://127.0.0.1:8470. token: of the scope that is needed."""
         self.url = url.rstrip("/")
         self._headers = {"Accept": MSGPACK}
         if token:
@@ -38,17 +68,178 @@ class Client:
             timeout=urllib3.Timeout(timeout_s), retries=urllib3.Retry(2, backoff_factor=0.1)
         )
 
-    def runs(self, *, project: str | None = None, after: str | None = None) -> RunPage:
-        """One page of runs, newest first."""
-        return self._get("/api/v1/runs", RunPage, project=project, after=after)
+    def runs(
+        self,
+        *,
+        project: str | None = None,
+        status: str | None = None,
+        verdict: str | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> RunPage:
+        """One page of runs, newest first; its `next` is the `after` of the next one.
+
+        status: running, silent, finished or failed. verdict: critical, warning, healthy or waiting.
+        name: part of it, in any case.
+        """
+        return self._get(
+            "/api/v1/runs",
+            RunPage,
+            project=project,
+            status=status,
+            verdict=verdict,
+            name=name,
+            tag=tag,
+            after=after,
+            limit=limit,
+        )
 
     def run(self, run: str) -> RunView:
         """One run with its findings."""
-        return self._get(f"/api/v1/runs/{quote(run)}", RunView)
+        return self._get(_of(run), RunView)
+
+    def change_run(
+        self,
+        run: str,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        notes: str | None = None,
+    ) -> RunView:
+        """Change what people are told of a run; what is None stays. Needs the scope admin."""
+        listed = None if tags is None else list(tags)
+        return self._send("PATCH", _of(run), RunView, RunPatch(name=name, tags=listed, notes=notes))
+
+    def finish_run(self, run: str, status: str = "finished", reason: str = "") -> RunView:
+        """Say how a run ended whose job did not: finished, or failed for a reason."""
+        body = RunFinish(status=status, reason=reason)
+        return self._send("POST", f"{_of(run)}/finish", RunView, body)
+
+    def delete_run(self, run: str) -> None:
+        """Delete a run with all that was stored of it. Needs the scope admin."""
+        self._request("DELETE", _of(run))
+
+    def manifests(self, run: str, optimizer: str | None = None) -> list[ManifestView]:
+        """The layers of each optimizer, all versions; rank -1 for all ranks together."""
+        return self._get(f"{_of(run)}/manifests", list[ManifestView], optimizer=optimizer)
+
+    def frames(
+        self,
+        run: str,
+        optimizer: str,
+        *,
+        rank: int | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> FramePage:
+        """One page of frames with all their numbers, in the order of steps.
+
+        A statistic is a list of one number a layer, in the order of the manifest's layers, None
+        where it was not measured or is not finite. rank: -1 for all of them together.
+        """
+        return self._get(
+            f"{_of(run)}/frames",
+            FramePage,
+            optimizer=optimizer,
+            rank=rank,
+            first=first,
+            last=last,
+            after=after,
+            limit=limit,
+        )
+
+    def all_frames(
+        self,
+        run: str,
+        optimizer: str,
+        *,
+        rank: int | None = None,
+        first: int | None = None,
+        last: int | None = None,
+    ) -> Iterator[FrameView]:
+        """Every frame, fetched page by page; arguments as for `frames`."""
+        after: str | None = None
+        while True:
+            page = self.frames(run, optimizer, rank=rank, first=first, last=last, after=after)
+            yield from page.frames
+            after = page.next
+            if after is None:
+                return
+
+    def events(
+        self,
+        run: str,
+        *,
+        optimizer: str | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> EventPage:
+        """One page of what ranks said happened, in the order of steps."""
+        return self._get(
+            f"{_of(run)}/events",
+            EventPage,
+            optimizer=optimizer,
+            first=first,
+            last=last,
+            after=after,
+            limit=limit,
+        )
 
     def findings(self, run: str) -> list[FindingView]:
         """All findings of a run, open ones first."""
-        return self._get(f"/api/v1/runs/{quote(run)}/findings", list[FindingView])
+        return self._get(f"{_of(run)}/findings", list[FindingView])
+
+    def all_findings(
+        self,
+        *,
+        project: str | None = None,
+        state: str | None = None,
+        severity: str | None = None,
+        kind: str | None = None,
+        muted: bool | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> FindingPage:
+        """One page of the findings of all runs, newest first.
+
+        state: open or resolved. severity: critical, warning or info. kind: as "vanishing".
+        """
+        return self._get(
+            "/api/v1/findings",
+            FindingPage,
+            project=project,
+            state=state,
+            severity=severity,
+            kind=kind,
+            muted=None if muted is None else str(muted).lower(),
+            after=after,
+            limit=limit,
+        )
+
+    def finding(self, finding: int) -> FindingHistory:
+        """One finding with all that became of it, the oldest change first."""
+        return self._get(f"/api/v1/findings/{finding}", FindingHistory)
+
+    def change_finding(
+        self,
+        finding: int,
+        *,
+        muted: bool | None = None,
+        acknowledged: bool | None = None,
+        note: str = "",
+    ) -> FindingHistory:
+        """Mute or acknowledge a finding, or take it back. Needs the scope admin.
+
+        A muted one counts for no verdict, and no message is sent of it.
+        """
+        body = FindingPatch(muted=muted, acknowledged=acknowledged, note=note)
+        return self._send("PATCH", f"/api/v1/findings/{finding}", FindingHistory, body)
 
     def heatmap(
         self,
@@ -56,30 +247,98 @@ class Client:
         optimizer: str,
         statistic: str = "norm",
         *,
+        layers: str | None = None,
         first: int | None = None,
         last: int | None = None,
         columns: int = 400,
     ) -> Heatmap:
-        """One statistic over layers and steps."""
-        path = f"/api/v1/runs/{quote(run)}/heatmap"
+        """One statistic over layers and steps: low, mean and high as float32[layers, columns].
+
+        layers: pattern of names, as "blocks.0.*". columns: at most so many groups of steps.
+        """
         return self._get(
-            path,
+            f"{_of(run)}/heatmap",
             Heatmap,
             optimizer=optimizer,
             statistic=statistic,
+            layers=layers,
+            first=first,
+            last=last,
+            columns=columns,
+        )
+
+    def histograms(
+        self,
+        run: str,
+        optimizer: str,
+        layer: str,
+        *,
+        first: int | None = None,
+        last: int | None = None,
+        columns: int = 100,
+    ) -> Histograms:
+        """One layer's histograms over steps: counts as uint64[columns, buckets]."""
+        return self._get(
+            f"{_of(run)}/histograms",
+            Histograms,
+            optimizer=optimizer,
+            layer=layer,
             first=first,
             last=last,
             columns=columns,
         )
 
     def flow(self, run: str, optimizer: str, *, step: int | None = None) -> Flow:
-        """The last detail frame at or before `step`."""
-        return self._get(f"/api/v1/runs/{quote(run)}/flow", Flow, optimizer=optimizer, step=step)
+        """Every statistic of every layer at the last detail frame at or before `step`."""
+        return self._get(f"{_of(run)}/flow", Flow, optimizer=optimizer, step=step)
 
-    def scalars(self, run: str, optimizer: str, *, columns: int = 1000) -> Scalars:
-        """Loss, learning rate and other scalars over steps."""
-        path = f"/api/v1/runs/{quote(run)}/scalars"
-        return self._get(path, Scalars, optimizer=optimizer, columns=columns)
+    def scalars(
+        self,
+        run: str,
+        optimizer: str,
+        *,
+        first: int | None = None,
+        last: int | None = None,
+        columns: int = 1000,
+    ) -> Scalars:
+        """Loss, learning rate and other scalars over steps: float64[columns] each."""
+        return self._get(
+            f"{_of(run)}/scalars",
+            Scalars,
+            optimizer=optimizer,
+            first=first,
+            last=last,
+            columns=columns,
+        )
+
+    def compare(
+        self, runs: Sequence[str], *, scalar: str = "loss", columns: int = 1000
+    ) -> Comparison:
+        """Runs side by side: how they went, in what their configurations differ, one scalar."""
+        path = "/api/v1/comparison"
+        return self._get(path, Comparison, run=list(runs), scalar=scalar, columns=columns)
+
+    def tokens(self) -> list[TokenView]:
+        """Tokens without their secrets, newest first. Needs the scope admin."""
+        return self._get("/api/v1/tokens", list[TokenView])
+
+    def create_token(
+        self, name: str, scopes: Sequence[str], project: str | None = None
+    ) -> NewToken:
+        """Make a token, which is shown this once. Needs the scope admin.
+
+        scopes: of ingest, read, admin. project: the only one it is good for; None for all.
+        """
+        body = TokenRequest(name=name, scopes=list(scopes), project=project)
+        return self._send("POST", "/api/v1/tokens", NewToken, body)
+
+    def revoke_token(self, key: str) -> None:
+        """Make a token worthless. key: as `tokens` lists it. Needs the scope admin."""
+        self._request("DELETE", f"/api/v1/tokens/{quote(key, safe='')}")
+
+    def channels(self) -> list[ChannelView]:
+        """Where alerts are sent, and what became of them. Needs the scope admin."""
+        return self._get("/api/v1/channels", list[ChannelView])
 
     def ready(self) -> bool:
         """Whether the collector and its database answer."""
@@ -88,16 +347,27 @@ class Client:
         except urllib3.exceptions.HTTPError:
             return False
 
-    def _get(self, path: str, kind: type[T], **query: Any) -> T:
+    def _get(self, path: str, answer: type[T], **query: Any) -> T:
         given = {name: value for name, value in query.items() if value is not None}
-        url = self.url + path + (f"?{urlencode(given)}" if given else "")
+        asked = f"?{urlencode(given, doseq=True)}" if given else ""
+        return msgspec.msgpack.decode(self._request("GET", path + asked), type=answer)
+
+    def _send(self, method: str, path: str, answer: type[T], body: Question) -> T:
+        content = self._request(method, path, msgspec.json.encode(body))
+        return msgspec.msgpack.decode(content, type=answer)
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
         try:
-            response = self._pool.request("GET", url, headers=self._headers)
+            response = self._pool.request(method, self.url + path, body=body, headers=self._headers)
         except urllib3.exceptions.HTTPError as error:
             raise CollectorError(f"no answer from the collector at {self.url}: {error}") from error
-        if response.status != 200:
+        if response.status >= 300:
             raise CollectorError(_reason(response.data, response.status), response.status)
-        return msgspec.msgpack.decode(response.data, type=kind)
+        return response.data
+
+
+def _of(run: str) -> str:
+    return f"/api/v1/runs/{quote(run, safe='')}"
 
 
 def _reason(body: bytes, status: int) -> str:

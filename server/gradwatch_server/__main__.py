@@ -10,7 +10,9 @@ import uvicorn
 from gradwatch_server import logs
 from gradwatch_server.alerts import ChannelError, check_channel
 from gradwatch_server.app import create_app
+from gradwatch_server.database import migrate, open_database
 from gradwatch_server.settings import Settings
+from gradwatch_server.tokens import any_token
 
 DEFAULT_PORT = 8470
 
@@ -25,16 +27,18 @@ def main(host: str, port: int) -> None:
     GRADWATCH_NOTIFY, GRADWATCH_SERVER_TOKEN and others, listed in docs/settings.md.
     """
     settings = load_settings()
-    if not settings.server_token and not is_loopback(host):
+    guarded = not is_loopback(host)
+    if guarded and not settings.server_token and not has_token(settings):
         raise click.ClickException(
             f"refusing to listen on {host} without a token: anyone there could read and write. "
-            "Set GRADWATCH_SERVER_TOKEN to a long random text, and GRADWATCH_TOKEN to the same "
-            "for agents and dashboard, or listen on 127.0.0.1"
+            "Make one with `gradwatch token create --scope admin NAME` and set GRADWATCH_TOKEN to "
+            "it for agents and dashboard (or set GRADWATCH_SERVER_TOKEN to a long random text, "
+            "and GRADWATCH_TOKEN to the same), or listen on 127.0.0.1"
         )
     check_channels(settings.channels)
     logs.configure(settings.log_format, settings.log_level.upper())
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, guarded=guarded),
         host=host,
         port=port,
         # Its records go where ours go.
@@ -59,6 +63,16 @@ def check_channels(urls: list[str]) -> None:
             check_channel(url)
         except ChannelError as error:
             raise click.ClickException(str(error)) from None
+
+
+def has_token(settings: Settings) -> bool:
+    """Whether a token is in the database that is still good."""
+    engine = open_database(settings.database)
+    try:
+        migrate(engine)
+        return any_token(engine)
+    finally:
+        engine.dispose()
 
 
 def is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Path, Query, Request
 from sqlalchemy.orm import Session
@@ -24,11 +25,22 @@ class _Needs:
         self.scope = scope
 
     def __call__(self, request: Request, shared: Shared) -> Grant:
+        _refuse_other_sites(request)
         grant = shared.keyring.admit(request.headers.get("Authorization", ""))
         if not grant.allows(self.scope):
             held = ", ".join(sorted(grant.scopes))
             raise DeniedError(f"this needs the scope {self.scope}; the token has {held}", 403)
         return grant
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """A page of another site may not change anything by its visitor's browser, on loopback least
+    of all, where no token is asked for."""
+    origin = request.headers.get("Origin")
+    if origin is None or request.method in ("GET", "HEAD"):
+        return
+    if urlsplit(origin).netloc != request.headers.get("Host"):
+        raise DeniedError("requests of other sites' pages are refused", 403)
 
 
 Ingesting = Annotated[Grant, Depends(_Needs(Scope.INGEST))]

@@ -35,12 +35,14 @@ class NoArrowError(RuntimeError):
     """Arrow was asked for, and this collector cannot write it."""
 
 
-def answer(request: Request, value: Any, tag: str = "") -> Response:
+def answer(request: Request, value: Any, tag: str = "", status: int = 200) -> Response:
     """msgpack or Arrow for those who ask for it, JSON for everyone else.
 
     tag: changes whenever the answer does; without one it is taken from the answer itself.
     """
     body, media_type = _encoded(request.headers.get("Accept", ""), value)
+    if request.method != "GET":
+        return Response(body, status, {"Cache-Control": "no-store"}, media_type)
     found = tag or _tag_of(body)
     headers = {"ETag": f'"{found}"', "Cache-Control": PRIVATE, "Vary": "Accept, Authorization"}
     if not tag and known(request, found):

@@ -49,9 +49,7 @@ async def create_token(request: Request, shared: Shared, grant: Administering) -
 
     made = await asyncio.to_thread(make)
     shared.keyring.forget()
-    return Response(
-        msgspec.json.encode(made), 201, {"Cache-Control": "no-store"}, "application/json"
-    )
+    return answer(request, made, status=201)
 
 
 @router.get(
