@@ -16,6 +16,7 @@ from gradwatch.wire.api import (
     ManifestView,
     numbers,
 )
+from gradwatch.wire.frame import Rank, Step
 from gradwatch_server.database import finite
 from gradwatch_server.models import Event, FrameRow, ManifestRow, Optimizer, Run
 from gradwatch_server.packing import missing_ranks, unpack_frame
@@ -24,6 +25,10 @@ from gradwatch_server.ranks import read_manifest
 
 # A page of frames ends where it holds so many: about 8 MB of JSON.
 MAX_NUMBERS = 400_000
+
+
+# Step, optimizer, rank and name of the last event of a page.
+Cursor = tuple[Step, Step, Rank, str]
 
 
 class CursorError(ValueError):
@@ -143,6 +148,6 @@ def _cursor(row: Event) -> str:
 
 def _place(cursor: str) -> tuple[Any, ...]:
     try:
-        return msgspec.json.decode(cursor, type=tuple[int, int, int, str])
+        return msgspec.json.decode(cursor, type=Cursor)
     except (msgspec.DecodeError, ValueError):
         raise CursorError("after: this is not the `next` of a page of events") from None
