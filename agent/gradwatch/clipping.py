@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gradwatch.reduce import foreach_norm, needs_pieces, norms_of
 
@@ -40,23 +41,52 @@ class Clipped:
         return norms
 
 
-def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, **keywords: Any
-) -> tuple[Tensor, Clipped | None]:
-    """torch.nn.utils.clip_grad_norm_, to the bit; its total norm, and its norms for the frame.
+class Clipping(NamedTuple):
+    """What clipping found. total: as torch returns it, over ranks perhaps not yet summed up.
 
-    The latter are None where torch computes them in another way than a frame would.
+    known: the whole total norm, on every rank. shared: norms for the frame, where a frame would
+    compute them in the same way.
     """
+
+    total: Tensor
+    known: Tensor
+    shared: Clipped | None = None
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Clipping:
+    """torch.nn.utils.clip_grad_norm_, to the bit."""
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     gradients = [gradient for each in given if (gradient := each.grad) is not None]
-    if norm_type != 2.0 or keywords or not _alike(gradients):
-        return nn.utils.clip_grad_norm_(given, max_norm, norm_type, **keywords), None
+    if norm_type != 2.0 or error_if_nonfinite or foreach is not None or not _alike(gradients):
+        total = get_total_norm(gradients, norm_type, error_if_nonfinite, foreach)
+        known = _summed_up(total)
+        clip_grads_with_norm_(given, max_norm, known, foreach)
+        return Clipping(total, known)
     with torch.no_grad():
         norms = torch.stack(foreach_norm(gradients, 2.0))
         total = torch.linalg.vector_norm(norms, 2.0)
         coefficient = torch.clamp(float(max_norm) / (total + 1e-6), max=1.0)
         torch._foreach_mul_(gradients, coefficient)  # pyright: ignore
-    return total, Clipped(gradients, norms, coefficient)
+    return Clipping(total, total, Clipped(gradients, norms, coefficient))
+
+
+def _summed_up(total: Any) -> Tensor:
+    """The total norm of sharded gradients over all ranks, else as it is.
+
+    torch sums it up itself within its clipping, and no more once it is given the sum: all ranks
+    communicate as often as without the agent.
+    """
+    if not hasattr(total, "redistribute"):
+        return total
+    from torch.distributed.tensor import Replicate
+
+    return total.redistribute(placements=[Replicate()] * total.device_mesh.ndim)
 
 
 def _alike(gradients: Sequence[Tensor]) -> bool:

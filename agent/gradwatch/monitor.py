@@ -71,9 +71,10 @@ class Monitor:
         """
         if not (self._job and self._job.alive):
             return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
-        total, self._job.clipped = clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
-        self._job.log({"total_norm_before_clip": total, "clip_max_norm": max_norm})
-        return total
+        clipping = clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
+        self._job.clipped = clipping.shared
+        self._job.log({"total_norm_before_clip": clipping.known, "clip_max_norm": max_norm})
+        return clipping.total
 
     def finish(self, status: str = "finished", reason: str = "") -> None:
         """Send what is left and end the run. Calling it twice is fine.

@@ -104,7 +104,9 @@ class _Table:
         # Shards that are held more than once (HSDP) would be counted more than once.
         self._copies = np.maximum(1.0, self._held.sum(axis=0) / np.maximum(whole, 1.0))
         self._broken = np.nan_to_num(self._spread("nonfinite")) > 0
-        self.alike = not self._sharded.any() and len({len(part.layers) for part in parts}) == 1
+        # Whether every rank holds all of the same layers, which stages of a pipeline do not.
+        same = all(np.array_equal(places, self._places[0]) for places in self._places)
+        self.alike = same and not self._sharded.any()
 
     def _spread(self, name: str) -> Floats:
         """One statistic of every part. float64[parts, layers], NaN where not measured."""
