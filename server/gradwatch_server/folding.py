@@ -21,7 +21,16 @@ from gradwatch.wire.frame import Frame
 from gradwatch_server.database import reading, writing
 from gradwatch_server.marks import mark_stretches
 from gradwatch_server.merge import MERGED
-from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, Run, Stretch, StretchDue
+from gradwatch_server.models import (
+    GONE,
+    WHOLE,
+    FrameRow,
+    ManifestRow,
+    Optimizer,
+    Run,
+    Stretch,
+    StretchDue,
+)
 from gradwatch_server.packing import unpack_frame
 from gradwatch_server.ranks import read_manifest
 from gradwatch_server.tiers import (
@@ -54,7 +63,7 @@ class _Folded(NamedTuple):
     columns: Columns
     manifest: int
     present: bytes
-    thinned: bool
+    frames: int  # what is left of them
     histograms: NDArray[np.uint64] | None
     repeated: int = 0  # frames that came again after those of their stretch had gone
 
@@ -91,13 +100,14 @@ def _claim(engine: Engine) -> _Claim | None:
         rows = session.execute(
             select(Optimizer.run_id, StretchDue.optimizer_id, StretchDue.tier, StretchDue.start)
             .join(Optimizer, Optimizer.id == StretchDue.optimizer_id)
-            .where(StretchDue.until <= Optimizer.last_step, free)
+            .where(Optimizer.run_id.is_not(None), StretchDue.until <= Optimizer.last_step, free)
             .order_by(StretchDue.tier, StretchDue.optimizer_id, StretchDue.start)
             .limit(BATCH)
         ).all()
     if not rows:
         return None
     run_id, optimizer_id, tier, _ = rows[0]
+    assert run_id is not None
     taking = (
         update(StretchDue)
         .where(
@@ -150,7 +160,7 @@ def _from_frames(
 ) -> _Folded | None:
     frames = _frames_in(session, optimizer, start, stretch_steps(tier))
     before = session.get(Stretch, (optimizer.id, tier, start))
-    if before is not None and before.thinned:
+    if before is not None and before.frames != WHOLE:
         return _with_late_frames(before, frames, names)
     if not frames:
         return None
@@ -159,7 +169,7 @@ def _from_frames(
         fold_frames(frames, names, manifest),
         manifest,
         _bits([frame.step - start for frame in frames]),
-        False,
+        WHOLE,
         add_histograms(frames, names, manifest),
     )
 
@@ -178,7 +188,7 @@ def _frames_in(session: Session, optimizer: Optimizer, start: int, steps: int) -
 
 
 def _with_late_frames(before: Stretch, frames: Sequence[Frame], names: Names) -> _Folded:
-    """A stretch whose frames are gone, with those that came since; what it has is left out."""
+    """A stretch whose frames are not what they were, with those that came since."""
     has = int.from_bytes(before.present, "little")
     new = [frame for frame in frames if not has >> (frame.step - before.start) & 1]
     manifest = max([before.manifest, *(frame.manifest for frame in new)])
@@ -195,9 +205,9 @@ def _with_late_frames(before: Stretch, frames: Sequence[Frame], names: Names) ->
         fold_columns(parts, names, manifest, before.tier),
         manifest,
         _bits([frame.step - before.start for frame in new], has),
-        True,
+        before.frames,
         add_counts(counts, names, manifest),
-        len(frames) - len(new),
+        len(frames) - len(new) if before.frames == GONE else 0,
     )
 
 
@@ -230,7 +240,7 @@ def _from_stretches(
         fold_columns(parts, names, manifest, tier),
         manifest,
         b"",
-        False,
+        WHOLE,
         add_counts(counts, names, manifest),
     )
 
@@ -259,12 +269,12 @@ def _write(session: Session, due: StretchDue, folded: _Folded) -> None:
             manifest=folded.manifest,
             folded_at=time.time(),
             present=folded.present,
-            thinned=folded.thinned,
+            frames=folded.frames,
             body=pack_columns(folded.columns),
             histograms=None if folded.histograms is None else pack_counts(folded.histograms),
         )
     )
-    if folded.thinned:
+    if folded.frames == GONE:
         optimizer = session.get_one(Optimizer, due.optimizer_id)
         if optimizer.speaker != MERGED:
             optimizer.frames -= folded.repeated

@@ -14,7 +14,7 @@ from gradwatch.health.judge import judge
 from gradwatch_server.database import reading, writing
 from gradwatch_server.findings import reconcile
 from gradwatch_server.models import Optimizer, Run
-from gradwatch_server.ranks import tend_ranks
+from gradwatch_server.ranks import merge_due
 from gradwatch_server.windows import load_window
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ BATCH = 200
 
 def judge_due(engine: Engine, channels: Sequence[str]) -> bool:
     """Judge every run that changed since it was judged. Returns whether alerts were written."""
-    tend_ranks(engine)
+    merge_due(engine)
     with Session(engine) as session:
         due = session.scalars(
             select(Run.id)

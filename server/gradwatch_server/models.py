@@ -26,6 +26,8 @@ BigId = BigInteger().with_variant(Integer, "sqlite")
 
 # What a frame row holds, from least to most; judgements need NORMS and above.
 SCALARS, NORMS, DETAILS = 0, 1, 2
+# What is left of the frames of a folded stretch: nothing, all but histograms, everything.
+GONE, BARE, WHOLE = 0, 1, 2
 # The states of a finding.
 OPEN, RESOLVED = "open", "resolved"
 
@@ -77,7 +79,8 @@ class Optimizer(Base):
     __table_args__ = (UniqueConstraint("run_id", "name"),)
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    # None once the run was deleted: what the optimizer holds is freed by and by.
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id", ondelete="SET NULL"))
     name: Mapped[str] = mapped_column(String(200))
     layers: Mapped[int] = mapped_column(Integer, default=0)
     frames: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -133,9 +136,9 @@ class Stretch(Base):
     columns: Mapped[int] = mapped_column(SmallInteger)  # of those, how many have frames
     manifest: Mapped[int] = mapped_column(Integer)  # version that names the layers
     folded_at: Mapped[float] = mapped_column(Float)
-    # Of tier 1: one bit a step whose frame is in it, and whether those frames are gone by now.
+    # Of tier 1: one bit a step whose frame is in it, and what is left of those frames.
     present: Mapped[bytes] = mapped_column(LargeBinary)
-    thinned: Mapped[bool] = mapped_column(Boolean)
+    frames: Mapped[int] = mapped_column(SmallInteger)  # GONE, BARE or WHOLE
     body: Mapped[bytes] = mapped_column(LargeBinary)  # tiers.pack_columns
     histograms: Mapped[bytes | None] = mapped_column(LargeBinary)  # tiers.pack_counts
 

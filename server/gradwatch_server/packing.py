@@ -88,6 +88,11 @@ def unpack_frame(body: bytes, optimizer: str, rank: int, step: int) -> Frame:
     )
 
 
+def without_histograms(body: bytes) -> bytes:
+    """A frame's row without its histograms."""
+    return _encoder.encode(msgspec.structs.replace(_decoder.decode(body), histograms=None))
+
+
 def missing_ranks(body: bytes) -> Ranges:
     """Ranks that had not reported when the frame of this row was merged: first and last of each
     range."""

@@ -94,12 +94,6 @@ def merge_arrivals(
             )
 
 
-def tend_ranks(engine: Engine) -> None:
-    """What a worker does for runs of several ranks at each tick. Safe to repeat at any time."""
-    merge_due(engine)
-    drop_rank_frames(engine)
-
-
 def merge_due(engine: Engine, timeout_s: float | None = None) -> int:
     """Merge the steps that have waited for a rank too long. Returns how many were merged."""
     cutoff = time.time() - (MERGE_TIMEOUT_S if timeout_s is None else timeout_s)
@@ -107,7 +101,12 @@ def merge_due(engine: Engine, timeout_s: float | None = None) -> int:
     with Session(engine) as session:
         waiting = session.scalars(
             select(PartialStep.optimizer_id)
-            .where(PartialStep.merged.is_(False), PartialStep.opened_at < cutoff)
+            .join(Optimizer, Optimizer.id == PartialStep.optimizer_id)
+            .where(
+                PartialStep.merged.is_(False),
+                PartialStep.opened_at < cutoff,
+                Optimizer.run_id.is_not(None),
+            )
             .distinct()
         ).all()
     for optimizer_id in waiting:
@@ -149,6 +148,7 @@ def drop_rank_frames(engine: Engine, window_steps: int = RANK_WINDOW_STEPS) -> i
         candidates = session.scalars(
             select(Optimizer.id).where(
                 Optimizer.speaker == MERGED,
+                Optimizer.run_id.is_not(None),
                 # By half a window at a time: the rows are many.
                 Optimizer.last_step - Optimizer.kept_from > window_steps + window_steps // 2,
             )

@@ -35,6 +35,10 @@ class Settings:
     judge_every_s: float = 2.0  # seconds between two judgements of a run
     silent_after_s: float = 120.0  # a running job without a frame for so long is shown as silent
     requests_a_s: float = 1000.0  # a second that one token may send
+    keep_frames_days: float = math.inf  # frames of single steps; what they fold into stays
+    keep_histograms_days: float = math.inf  # histograms of single steps; their sums stay
+    keep_runs_days: float = math.inf  # whole runs, after their last frame
+    keep_rank_steps: float = 2000.0  # steps for which frames of single ranks are kept
     log_format: str = "text"  # or json: one object a line
     log_level: str = "info"  # debug, info, warning or error; a worker's --loglevel comes first
 
@@ -49,7 +53,9 @@ class Settings:
             if text:
                 number = isinstance(field.default, float)
                 values[field.name] = (
-                    _positive(variable, text) if number else _known(field.name, variable, text)
+                    _positive(variable, text, endless=field.default == math.inf)
+                    if number
+                    else _known(field.name, variable, text)
                 )
         return cls(**values)  # pyright: ignore[reportArgumentType]
 
@@ -80,11 +86,11 @@ def _known(name: str, variable: str, text: str) -> str:
     return text
 
 
-def _positive(variable: str, text: str) -> float:
+def _positive(variable: str, text: str, endless: bool) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"{variable}={text!r} is not a number above 0")
+    if not 0 < value < math.inf and not (endless and value == math.inf):
+        raise ValueError(f"{variable}={text!r} is not a number above 0{', or inf' * endless}")
     return value

@@ -1,4 +1,4 @@
-"""Celery: scheduled judgement, delivery of alerts, and folding of what is stored.
+"""Celery: scheduled judgement, delivery of alerts, folding and retention of what is stored.
 
 What is to be done stands in the database, with leases, so every task may run twice, late or never:
 the next tick finds what is due. Messages only say "look now".
@@ -25,7 +25,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from gradwatch_server import alerts, folding, judging, logs, redis_broker
+from gradwatch_server import alerts, folding, judging, logs, redis_broker, retention
 from gradwatch_server.database import open_database
 from gradwatch_server.file_broker import POLL_S, SCHEME
 from gradwatch_server.settings import Settings
@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 # Looks for alerts whose wake-up was lost or whose retry is due.
 DELIVER_EVERY_S = 2.0
 FOLD_EVERY_S = 5.0
+RETAIN_EVERY_S = 60.0
 # A worker that has one process for everything must get back to judging.
-FOLD_BUDGET_S = 0.5
+BUDGET_S = 0.5
 TASK_LIMIT_S = 120
 BROKER_TIMEOUT_S = 3.0
 RESTORE_EVERY_S = 10
@@ -74,6 +75,11 @@ def make_celery(settings: Settings) -> Celery:
                 "task": "gradwatch.fold",
                 "schedule": FOLD_EVERY_S,
                 "options": {"expires": FOLD_EVERY_S},
+            },
+            "retain": {
+                "task": "gradwatch.retain",
+                "schedule": RETAIN_EVERY_S,
+                "options": {"expires": RETAIN_EVERY_S},
             },
         },
     )
@@ -178,8 +184,22 @@ def deliver() -> None:
 @celery_app.task(name="gradwatch.fold")  # pyright: ignore[reportUntypedFunctionDecorator]
 def fold() -> None:
     """Fold stretches that are over into tiers; go on behind what else is waiting."""
-    if folding.fold_due(_engine(), FOLD_BUDGET_S):
+    if folding.fold_due(_engine(), BUDGET_S):
         celery_app.send_task("gradwatch.fold", retry=False, expires=FOLD_EVERY_S)
+
+
+@celery_app.task(name="gradwatch.retain")  # pyright: ignore[reportUntypedFunctionDecorator]
+def retain() -> None:
+    """Free what is not kept any more; go on behind what else is waiting."""
+    settings = _settings()
+    keep = retention.Keep(
+        settings.keep_frames_days,
+        settings.keep_histograms_days,
+        settings.keep_runs_days,
+        settings.keep_rank_steps,
+    )
+    if retention.retain(_engine(), keep, BUDGET_S):
+        celery_app.send_task("gradwatch.retain", retry=False, expires=RETAIN_EVERY_S)
 
 
 def wake_delivery(settings: Settings) -> None:

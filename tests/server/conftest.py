@@ -24,7 +24,7 @@ from gradwatch.wire.frame import Receipt, Record, RunInfo
 from gradwatch_server import judging
 from gradwatch_server.app import create_app
 from gradwatch_server.database import open_database, writing
-from gradwatch_server.models import Alert, Run
+from gradwatch_server.models import Alert, Optimizer, Run
 from gradwatch_server.settings import Settings
 
 # Test modules here share helpers; importlib mode puts no folder on the path by itself.
@@ -174,11 +174,19 @@ def _lasting_collector(new_database: Callable[[], str]) -> Generator[Collector]:
         yield collector
 
 
+@pytest.fixture(scope="module")
+def own_collector(new_database: Callable[[], str]) -> Generator[Collector]:
+    """A collector with a token, for one module that does with it what it likes."""
+    with _serving(Settings(database_url=new_database(), server_token="a-test-token")) as collector:
+        yield collector
+
+
 @pytest.fixture
 def collector(_lasting_collector: Collector) -> Collector:
     """A collector without a run, with one channel for alerts, which nothing delivers by itself."""
     with writing(_lasting_collector.engine) as session:
         session.execute(delete(Run))
+        session.execute(delete(Optimizer))
     _lasting_collector.wakes.clear()
     return _lasting_collector
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from synthetic_runs import DETAILS, NORMS, OPTIMIZER, dense, frame, manifest, new_run
 
@@ -269,17 +269,6 @@ def test_ranks_are_folded_merged(collector):
     assert np.array_equal(np.fmin.reduce(fold.low), low.astype("f4"))
     assert np.array_equal(np.fmax.reduce(fold.high), high.astype("f4"))
     assert fold.finite.sum(axis=0).tolist() == finite.tolist()
-
-
-def test_a_deleted_run_leaves_no_stretch_and_no_mark(collector):
-    run = new_run()
-    collector.store(run, [manifest(dense(LAYERS)), *some_frames(range(600))])
-    fold_all(collector.engine)
-    with writing(collector.engine) as session:
-        session.delete(session.get_one(Optimizer, find_optimizer(session, run.id, OPTIMIZER).id))
-    with Session(collector.engine) as session:
-        for model in (Stretch, StretchDue):
-            assert session.scalar(select(func.count()).select_from(model)) == 0
 
 
 def test_what_was_stored_before_there_were_tiers_is_folded_after_the_upgrade(start_collector):

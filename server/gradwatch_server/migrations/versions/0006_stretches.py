@@ -1,4 +1,4 @@
-"""Stretches of folded frames, and what is to be folded"""
+"""Stretches of folded frames, what is to be folded, and optimizers that outlive their run"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ depends_on = None
 
 BIG_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 STRETCH_STEPS = 256
+ORPHANS = "(SELECT id FROM optimizers WHERE run_id IS NULL)"
 
 
 def _of_optimizer(table: str) -> tuple[sa.Column, sa.ForeignKeyConstraint]:  # pyright: ignore
@@ -34,7 +35,7 @@ def upgrade() -> None:
         sa.Column("manifest", sa.Integer(), nullable=False),
         sa.Column("folded_at", sa.Float(), nullable=False),
         sa.Column("present", sa.LargeBinary(), nullable=False),
-        sa.Column("thinned", sa.Boolean(), nullable=False),
+        sa.Column("frames", sa.SmallInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("histograms", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("optimizer_id", "tier", "start", name=op.f("pk_stretches")),
@@ -53,6 +54,7 @@ def upgrade() -> None:
         # They are compressed already: to try again would cost more than their storing.
         for column in ("body", "histograms"):
             op.execute(f"ALTER TABLE stretches ALTER COLUMN {column} SET STORAGE EXTERNAL")
+    _on_deletion("SET NULL")
     # What is stored is to be folded like what will come.
     op.execute(
         sa.text(
@@ -67,3 +69,17 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("stretches_due")
     op.drop_table("stretches")
+    # SQLite does not see to it itself while tables change.
+    for table in ("frames", "manifests", "partial_steps", "reports", "events"):
+        op.execute(f"DELETE FROM {table} WHERE optimizer_id IN {ORPHANS}")
+    op.execute("DELETE FROM optimizers WHERE run_id IS NULL")
+    _on_deletion("CASCADE")
+
+
+def _on_deletion(rule: str) -> None:
+    """What becomes of a deleted run's optimizers."""
+    name = op.f("fk_optimizers_run_id_runs")
+    with op.batch_alter_table("optimizers") as table:
+        table.drop_constraint(name, type_="foreignkey")
+        table.create_foreign_key(name, "runs", ["run_id"], ["id"], ondelete=rule)
+        table.alter_column("run_id", existing_type=BIG_ID, nullable=rule == "SET NULL")
