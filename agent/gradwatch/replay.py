@@ -8,14 +8,14 @@ from pathlib import Path
 
 from gradwatch.health.window import Window
 from gradwatch.spool import SUFFIX
-from gradwatch.windows import Layout, window_of
+from gradwatch.windows import Layout, tells, window_of
 from gradwatch.wire.codec import decode_batch
 from gradwatch.wire.frame import Frame, Manifest, Record
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What one rank of a run sent, by optimizer. Frames that measured something, by step."""
+    """What one rank of a run sent, by optimizer. Frames that tell something, by step."""
 
     manifests: dict[str, list[Manifest]]
     frames: dict[str, list[Frame]]
@@ -55,7 +55,7 @@ def recording(records: Iterable[Record]) -> Recording:
     for record in records:
         if isinstance(record, Manifest):
             manifests.setdefault(record.optimizer, {})[record.version] = record
-        elif isinstance(record, Frame) and record.columns:
+        elif isinstance(record, Frame) and tells(record):
             frames.setdefault(record.optimizer, {})[record.step] = record
     return Recording(
         {name: [found[key] for key in sorted(found)] for name, found in manifests.items()},

@@ -44,6 +44,11 @@ class Layout:
         return np.argsort([layer.depth for layer in self.layers], kind="stable")
 
 
+def tells(frame: Frame) -> bool:
+    """Whether detectors learn more from a frame than its loss."""
+    return bool(frame.columns or frame.events)
+
+
 def window_of(layout: Layout, frames: Iterable[Frame]) -> Window:
     """Frames in ascending order of step, as the arrays that detectors take."""
     listed = list(frames)
@@ -64,6 +69,7 @@ def window_of(layout: Layout, frames: Iterable[Frame]) -> Window:
             name: np.array([name in frame.scalars for frame in listed], dtype=np.bool_)
             for name in names
         },
+        measured=np.array([bool(frame.columns) for frame in listed], dtype=np.bool_),
     )
 
 

@@ -135,4 +135,6 @@ def _is_broken(frame: Frame) -> bool:
 def _holds(frame: Frame, broken: bool) -> int:
     if "mean_abs" in frame.columns:
         return DETAILS
-    return NORMS if frame.columns or broken else SCALARS
+    # Skipped steps are judged too, and of a scaler that skips for ever they are all there is.
+    judged = broken or "amp_skipped" in frame.events
+    return NORMS if frame.columns or judged else SCALARS

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gradwatch.health import exploding
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DETECTORS, Settings, Verdict, judge, verdict
 from gradwatch.health.kinds import KINDS
 from gradwatch.health.window import Window
+from gradwatch.wire.statistics import BY_NAME
 
 from .windows import mlp, rows, window, with_statistic
 
@@ -99,38 +101,51 @@ def test_after_nan_the_other_detectors_keep_silent() -> None:
     assert [f.kind for f in judge(ruined)] == ["non_finite"]
 
 
+STATISTICS = tuple(BY_NAME)
+SCALARS = ("loss", "lr", "grad_scale", "amp_skipped", "total_norm_before_clip")
 sizes = st.one_of(
     st.just(0.0), st.just(np.nan), st.just(np.inf), st.floats(1e-30, 1e30, allow_nan=False)
 )
 
 
-@given(
-    st.integers(0, 5).flatmap(
-        lambda count: st.tuples(
-            st.just(count),
-            st.lists(
-                st.lists(sizes, min_size=2 * count, max_size=2 * count), min_size=0, max_size=25
-            ),
-        )
+@st.composite
+def any_windows(draw: st.DrawFn) -> Window:
+    """Numbers of any size in every statistic and scalar, NaN and infinity among them."""
+    layers = mlp(draw(st.integers(0, 5)))
+    steps = sorted(draw(st.sets(st.integers(0, 2000), max_size=90)))
+    # A few values, scattered by a seed: whole tables drawn one by one would be slow.
+    pool = np.array(draw(st.lists(sizes, min_size=1, max_size=6)))
+    chance = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+
+    def table() -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            return chance.choice(pool, (len(steps), len(layers))).astype(np.float32)
+
+    def column() -> NDArray[np.float64]:
+        return chance.choice(np.append(pool, -pool), len(steps))
+
+    return Window(
+        steps=np.array(steps, dtype=np.int64),
+        layers=layers,
+        statistics={name: table() for name in STATISTICS if draw(st.booleans())},
+        scalars={name: column() for name in SCALARS if draw(st.booleans())},
+        reported={"loss": np.ones(len(steps), dtype=np.bool_)},
     )
-)
-def test_any_numbers_are_judged_without_error_or_warning(
-    case: tuple[int, list[list[float]]],
-) -> None:
-    count, table = case
-    values = np.array(table, dtype=np.float64).reshape(len(table), 2 * count)
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_windows())
+def test_any_numbers_are_judged_without_error_or_warning(made: Window) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with np.errstate(over="ignore"):
-            made = window(mlp(count), values, steps=len(table))
-        for found in judge(made):
-            assert found.kind in KINDS
-            assert found.first_step <= found.last_step
-            assert found.first_step in made.steps
-            assert set(found.layers) <= {layer.name for layer in made.layers}
-            assert all(
-                np.isfinite(value) for value in found.evidence.values() if isinstance(value, float)
-            )
+        findings = judge(made)
+    for found in findings:
+        assert found.kind in KINDS
+        assert found.first_step <= found.last_step
+        assert found.first_step in made.steps
+        assert set(found.layers) <= {layer.name for layer in made.layers}
+        numbers = [value for value in found.evidence.values() if isinstance(value, float)]
+        assert np.isfinite(numbers).all()
 
 
 @given(st.permutations(range(14)))

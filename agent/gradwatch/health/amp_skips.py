@@ -16,53 +16,58 @@ from gradwatch.health.words import kept, spoken
 class Thresholds:
     """When repeated skips are told."""
 
-    halvings: float = threshold(
-        8.0, "halvings", "of the scale within the window, after the first steps' settling"
-    )
     settling: int = threshold(
         30, "steps", "in which a scale that starts at 2^16 or more finds its level"
     )
-    skips: int = threshold(10, "steps", "skipped, of those recorded, where the agent counts them")
+    halvings: float = threshold(
+        8.0,
+        "halvings",
+        "of the scale after that, net of its doublings: one in 2,000 steps is usual",
+    )
+    recent: int = threshold(50, "steps", "the present")
+    skips: int = threshold(10, "steps", "fewest of the recent ones that were skipped")
     share: float = threshold(0.3, "1", "part of the recent steps that were skipped")
 
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """The scale fell and fell after it should have settled, or most recent steps were skipped."""
-    scale = window.scalar("grad_scale")
-    known = np.flatnonzero(np.isfinite(scale) & (scale > 0) & (window.steps > settings.settling))
-    skipped = np.nan_to_num(window.scalar("amp_skipped"))
-    halvings = 0.0
-    first = 0
-    if len(known) > 1:
-        change = np.diff(np.log2(scale[known]))
-        halvings = float(-change[change < 0].sum() - change[change > 0].sum())
-        falls = np.flatnonzero(change < 0)
-        first = int(window.steps[known[falls[0] + 1]]) if len(falls) else 0
-    late = window.steps > settings.settling
-    recent = skipped[late][-50:]
-    steps = int(window.steps[-1] - window.steps[late][-50:][0]) + 1 if late.any() else 0
-    told = recent.sum() >= settings.skips and recent.sum() >= settings.share * (
-        steps + recent.sum()
-    )
-    if not (halvings >= settings.halvings or told):
+    late = np.flatnonzero(window.steps > settings.settling)
+    if not len(late):
         return None
-    if not first or told:
-        first = int(window.steps[late][-50:][np.flatnonzero(recent)[0]])
+    steps = window.steps[late]
+    skipped = window.scalar("amp_skipped")[late] > 0
+    scale = window.scalar("grad_scale")[late]
+    known = np.isfinite(scale) & (scale > 0)
+    change = np.diff(np.log2(scale[known]))
+    halvings = -float(change.sum()) if len(change) else 0.0
+    now = int(steps[-1])
+    span = min(now - settings.settling, settings.recent)
+    count = int(skipped[steps > now - span].sum())
+    often = count >= max(settings.skips, settings.share * span)
+    if not (halvings >= settings.halvings or often):
+        return None
+    falls = steps[known][1:][change < 0]
+    first = int(min([*falls[:1], *steps[skipped][:1]]))
     total = int(skipped.sum())
     return Finding(
         kind="amp_skips",
         severity=Severity.CRITICAL,
         layers=(),
         first_step=first,
-        last_step=int(window.steps[-1]),
+        last_step=now,
         summary=(
-            f"Mixed precision skips step after step since step {first}"
-            + (f": the loss scale was halved {halvings:.0f} times" if halvings else "")
-            + (f", {spoken(total)} steps were lost." if total else ".")
+            f"Mixed precision skips step after step since step {first}: "
+            + (f"{total:,} steps were lost" if total else "steps are lost")
+            + (
+                f", and the loss scale was halved {spoken(halvings)} times."
+                if halvings > 0
+                else "."
+            )
         ),
         evidence={
-            "halvings of the scale": kept(halvings),
             "skipped steps": total,
-            "scale now": kept(float(scale[known[-1]])) if len(known) else "not recorded",
+            "of the recent ones": f"{count} of {span}",
+            "halvings of the scale": kept(halvings),
+            "scale now": kept(float(scale[known][-1])) if known.any() else "not recorded",
         },
     )

@@ -162,7 +162,7 @@ def _broken_steps(window: Window) -> NDArray[np.bool_]:
 
 
 def sound_part(window: Window) -> Window:
-    """The window without its non-finite steps: what the other detectors may reason about."""
+    """The steps whose gradients were measured and finite: what most detectors reason about."""
     return window.once(_sound_part)
 
 
@@ -177,6 +177,8 @@ def _total_norm(window: Window) -> NDArray[np.float64]:
 
 def _sound_part(window: Window) -> Window:
     keep = ~broken_steps(window)
+    if window.measured is not None:
+        keep &= window.measured
     if keep.all():
         return window
     return window.only(keep)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import held_weight_norm, links, sound_part
+from gradwatch.health.chain import broken_steps, held_weight_norm, links
 from gradwatch.health.robust import median
 from gradwatch.health.window import Window
 
@@ -30,19 +30,15 @@ class Course(NamedTuple):
 
 
 def course(window: Window) -> Course:
-    """The losses of the window's sound steps."""
+    """The losses of the window's steps that were not broken."""
     return window.once(_course)
 
 
 def _course(window: Window) -> Course:
-    sound = sound_part(window)
-    loss = sound.scalar("loss")
-    known = np.isfinite(loss)
-    return Course(
-        sound.steps[known],
-        loss[known],
-        bool(known.any()) and int(sound.steps[known][0]) <= FIRST_STEPS,
-    )
+    loss = window.scalar("loss")
+    known = np.isfinite(loss) & ~broken_steps(window)
+    steps = window.steps[known]
+    return Course(steps, loss[known], len(steps) > 0 and int(steps[0]) <= FIRST_STEPS)
 
 
 def noise(values: NDArray[np.float64]) -> float:

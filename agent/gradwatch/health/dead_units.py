@@ -136,7 +136,7 @@ def _dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     if not len(frames):
         return DeadLayers(measured, np.zeros((0, len(measured))), frames, none, none, none)
     recent = frames[-settings.lookback_frames :]
-    raw = fractions[frames][:, measured].astype(np.float64)
+    raw = np.clip(fractions[frames][:, measured].astype(np.float64), 0.0, 1.0)
     # Between detail frames the norm knows better: a head used each 10th step is not dead.
     alive_since = (norms[recent[0] :][:, measured] > 0).any(axis=0)
     raw = np.where(alive_since & (raw >= 1.0), 0.0, raw)

@@ -32,6 +32,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
 
     None is told from 0: it means that backpropagation never reached the layer.
     """
+    if window.measured is not None:
+        window = window.only(window.measured)
     if len(window.steps) < settings.frames or "norm" not in window.statistics:
         return None
     held = np.array([layer.optimized for layer in window.layers], dtype=np.bool_)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import NamedTuple, TypeVar, cast
 
+import numpy as np
+
 from gradwatch.health import (
     amp_skips,
     clipping,
@@ -102,7 +104,9 @@ def judge(window: Window, settings: Settings = DEFAULTS) -> list[Finding]:
     """
     if not len(window.steps):
         return []
-    found = [detector.detect(window, settings[detector.kind]) for detector in DETECTORS]
+    # Numbers of a broken run overflow; what comes of it compares as false, and says nothing.
+    with np.errstate(all="ignore"):
+        found = [detector.detect(window, settings[detector.kind]) for detector in DETECTORS]
     findings = root_causes([finding for finding in found if finding is not None])
     return sorted(findings, key=lambda finding: (-finding.severity.rank, finding.first_step))
 

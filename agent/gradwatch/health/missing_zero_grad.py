@@ -42,7 +42,7 @@ class Thresholds:
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """Norms that grow from the first step on like a sum does, in nearly every layer at once."""
     sound = sound_part(window)
-    rows = np.flatnonzero(sound.steps <= settings.steps)
+    rows = np.flatnonzero((sound.steps >= 1) & (sound.steps <= settings.steps))
     if len(rows) < settings.frames or int(sound.steps[0]) > 2:
         return None
     held = [place for place, layer in enumerate(sound.layers) if layer.optimized]

@@ -25,7 +25,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
 
     Backward runs from the output, so of the layers hit at that step the deepest was hit first.
     """
-    counts = np.nan_to_num(window.statistic("nonfinite"), nan=0.0)
+    counts = window.statistic("nonfinite")
     hit = (counts >= settings.elements) | np.isinf(window.statistic("absmax"))
     broken_loss = window.broken_scalar("loss")
     broken = hit.any(axis=1) | broken_loss
@@ -45,7 +45,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     )
     names = tuple(window.layers[place].name for place in places)
     with_gradient = int((hit[first] | ~np.isnan(window.statistic("norm")[first])).sum())
-    elements = int(counts[first].sum())
+    elements = int(np.nan_to_num(counts[first], nan=0.0, posinf=0.0).sum(dtype=np.float64))
     loss = float(window.scalar("loss")[first])
     evidence: dict[str, float | int | str] = {
         "first step": step,

@@ -41,6 +41,8 @@ class Window:
     statistics: name -> float32[steps, layers], NaN where not measured.
     scalars: name -> float64[steps], NaN where not measured.
     reported: scalar name -> bool[steps], whether the frame carried it; tells a NaN loss from none.
+    measured: bool[steps], whether gradients were looked at; None when they always were. A frame may
+    hold a loss alone, or say that its step was skipped.
     """
 
     steps: NDArray[np.int64]
@@ -50,6 +52,7 @@ class Window:
     reported: Mapping[str, NDArray[np.bool_]] = field(
         default_factory=dict[str, "NDArray[np.bool_]"]
     )
+    measured: NDArray[np.bool_] | None = None
     _known: dict[Any, Any] = field(
         default_factory=dict[Any, Any], init=False, repr=False, compare=False
     )
@@ -72,6 +75,7 @@ class Window:
             statistics={name: values[keep] for name, values in self.statistics.items()},
             scalars={name: values[keep] for name, values in self.scalars.items()},
             reported={name: values[keep] for name, values in self.reported.items()},
+            measured=None if self.measured is None else self.measured[keep],
         )
 
     def until(self, step: int) -> Window:

@@ -18,6 +18,8 @@ def spoken(value: float, digits: int = 2) -> str:
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits}g}")
+    if not math.isfinite(rounded):  # the largest numbers round up to infinity
+        rounded = value
     size = abs(rounded)
     if 1e-3 <= size < 1e6:
         return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
