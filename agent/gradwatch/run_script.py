@@ -20,6 +20,7 @@ from gradwatch.monitor import current_job, runs_begun
 from gradwatch.notice import say, told
 from gradwatch.scaling import Follower, follow
 from gradwatch.settings import SettingError, Settings
+from gradwatch.watching import uncompiled
 
 
 @click.command(
@@ -69,7 +70,7 @@ def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -
             # A later gradwatch.watch in the script joins this run, with these settings.
             os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
     if not settings.disabled:
-        register_optimizer_step_pre_hook(_attach_to(settings))
+        register_optimizer_step_pre_hook(uncompiled(_attach_to(settings)))
         follow(_attach_to_scaled(settings))
         atexit.register(_say_if_nothing_was_recorded)
     raise Handover(lambda: start_script(module, script, arguments))

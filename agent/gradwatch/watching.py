@@ -6,7 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from gradwatch.wire.frame import MAX_LAYERS, Manifest
 if TYPE_CHECKING:
     from gradwatch.job import Job
     from gradwatch.tracer import Trace
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Shares of the budget: norms are what every step wants, details cost several times as much. The
 # flight recorder has the rest.
@@ -88,8 +90,8 @@ class OptimizerWatch:
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(uncompiled(self._before_step)),
+            optimizer.register_step_post_hook(uncompiled(self._after_step)),
         ]
         if models:
             self._trace_next()
@@ -331,6 +333,15 @@ class OptimizerWatch:
         """The modules of the models, as "encoder.0." and module."""
         models = (known() for known in self._models or self._found)
         return [pair for model in models if model is not None for pair in clean_paths(model)]
+
+
+def uncompiled(function: F) -> F:
+    """For hooks of an optimizer: where its step is compiled, they would be compiled with it.
+
+    torch.compile leaves its graph around the step for the hooks, as it does for parts of torch's
+    own step, and comes back to it.
+    """
+    return cast("F", torch.compiler.disable(function))
 
 
 def _key(layer: Layer) -> tuple[str, int]:
