@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradwatch.acting import TrainingStoppedError
+    from gradwatch.checkup.doctor import doctor
     from gradwatch.client import Client, CollectorError
     from gradwatch.health.finding import Finding
     from gradwatch.monitor import Monitor, watch
@@ -25,6 +26,7 @@ __all__ = [
     "Monitor",
     "TrainingStoppedError",
     "__version__",
+    "doctor",
     "watch",
 ]
 
@@ -34,6 +36,7 @@ _HOME = {
     "Finding": "gradwatch.health.finding",
     "Monitor": "gradwatch.monitor",
     "TrainingStoppedError": "gradwatch.acting",
+    "doctor": "gradwatch.checkup.doctor",
     "watch": "gradwatch.monitor",
 }
 
