@@ -60,6 +60,12 @@ class Fold(NamedTuple):
             mean = self.total / self.finite
         return np.sqrt(mean) if squares else mean
 
+    def taken(self, columns: Ints | NDArray[np.bool_]) -> Fold:
+        """Some of the columns, by place or as they are marked."""
+        return Fold(
+            self.low[columns], self.high[columns], self.total[columns], self.finite[columns]
+        )
+
 
 class Course(NamedTuple):
     """One scalar, folded: arrays of [columns]."""
@@ -67,6 +73,10 @@ class Course(NamedTuple):
     fold: Fold  # of float64
     newest: NDArray[np.float64]  # as it was logged last, NaN included
     logged: Ints  # how often it was logged; more than fold.finite when it was not finite
+
+    def taken(self, columns: Ints | NDArray[np.bool_]) -> Course:
+        """Some of the columns, by place or as they are marked."""
+        return Course(self.fold.taken(columns), self.newest[columns], self.logged[columns])
 
 
 class Columns(NamedTuple):
@@ -76,6 +86,15 @@ class Columns(NamedTuple):
     last: Ints
     statistics: dict[str, Fold]
     scalars: dict[str, Course]
+
+    def taken(self, columns: Ints | NDArray[np.bool_]) -> Columns:
+        """Some of them, by place or as they are marked."""
+        return Columns(
+            self.first[columns],
+            self.last[columns],
+            {name: fold.taken(columns) for name, fold in self.statistics.items()},
+            {name: course.taken(columns) for name, course in self.scalars.items()},
+        )
 
 
 def by_squares(statistic: str) -> bool:
@@ -166,12 +185,11 @@ def fold_columns(parts: Sequence[tuple[Columns, int]], names: Names, to: int, ti
     moved = [_moved(columns, names, version, to) for columns, version in parts]
     whole = _append_columns(moved, len(names[to]))
     order = np.argsort(whole.last, kind="stable")
-    whole = _taken(whole, order)
+    whole = whole.taken(order)
     return _join_columns(whole, groups_of(whole.first // column_steps(tier)))
 
 
 def _lift_frames(frames: Sequence[Frame], names: Names, manifest: int) -> Columns:
-    steps = np.array([frame.step for frame in frames], dtype=np.int64)
     layers = names[manifest]
     statistics: dict[str, Fold] = {}
     for name in BY_NAME:
@@ -187,12 +205,18 @@ def _lift_frames(frames: Sequence[Frame], names: Names, manifest: int) -> Column
                 rows[index, places >= 0] = row[places[places >= 0]]
         if any(name in frame.columns for frame in frames):
             statistics[name] = lift(rows, by_squares(name))
+    return lift_scalars(frames)._replace(statistics=statistics)
+
+
+def lift_scalars(frames: Sequence[Frame]) -> Columns:
+    """A column for each frame, of its scalars alone."""
+    steps = np.array([frame.step for frame in frames], dtype=np.int64)
     scalars: dict[str, Course] = {}
     for name in sorted({name for frame in frames for name in frame.scalars}):
         values = np.array([frame.scalars.get(name, math.nan) for frame in frames])
         logged = np.array([name in frame.scalars for frame in frames], dtype=np.int64)
         scalars[name] = Course(lift(values), values, logged)
-    return Columns(steps, steps, statistics, scalars)
+    return Columns(steps, steps, {}, scalars)
 
 
 def _join_columns(columns: Columns, starts: Ints) -> Columns:
@@ -215,7 +239,7 @@ def _join_columns(columns: Columns, starts: Ints) -> Columns:
 
 def _append_columns(parts: Sequence[Columns], layers: int) -> Columns:
     def filled(part: Columns, name: str) -> Fold:
-        return part.statistics.get(name) or _empty((len(part.first), layers), np.float32)
+        return part.statistics.get(name) or empty_fold((len(part.first), layers), np.float32)
 
     def told(part: Columns, name: str) -> Course:
         return part.scalars.get(name) or _silent(len(part.first))
@@ -243,14 +267,15 @@ def _append_columns(parts: Sequence[Columns], layers: int) -> Columns:
     )
 
 
-def _empty(shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> Fold:
+def empty_fold(shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> Fold:
+    """Columns without a value."""
     nothing = np.full(shape, np.nan, dtype=dtype)
     return Fold(nothing, nothing, np.zeros(shape), np.zeros(shape, dtype=np.int64))
 
 
 def _silent(columns: int) -> Course:
     never = np.zeros(columns, dtype=np.int64)
-    return Course(_empty((columns,), np.float64), np.full(columns, np.nan), never)
+    return Course(empty_fold((columns,), np.float64), np.full(columns, np.nan), never)
 
 
 def _moved(columns: Columns, names: Names, version: int, to: int) -> Columns:
@@ -259,21 +284,6 @@ def _moved(columns: Columns, names: Names, version: int, to: int) -> Columns:
     places = places_of(names[version], names[to])
     statistics = {name: placed(fold, places) for name, fold in columns.statistics.items()}
     return columns._replace(statistics=statistics)
-
-
-def _taken(columns: Columns, order: Ints) -> Columns:
-    def take(fold: Fold) -> Fold:
-        return Fold(fold.low[order], fold.high[order], fold.total[order], fold.finite[order])
-
-    return Columns(
-        columns.first[order],
-        columns.last[order],
-        {name: take(fold) for name, fold in columns.statistics.items()},
-        {
-            name: Course(take(course.fold), course.newest[order], course.logged[order])
-            for name, course in columns.scalars.items()
-        },
-    )
 
 
 class _Packed(msgspec.Struct, array_like=True, frozen=True):

@@ -1,0 +1,356 @@
+"""Reading a range of steps from the tier that has about as many columns as are wanted.
+
+A stretch whose frames have changed since it was folded, or which the range cuts, is read from the
+tiers below it, in the end from the frames themselves: an answer is always that of the frames. Only
+where frames were not kept is a stretch taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Row, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from gradwatch.wire.frame import Frame
+from gradwatch_server.folding import layer_names
+from gradwatch_server.models import (
+    BARE,
+    DETAILS,
+    GONE,
+    NORMS,
+    SCALARS,
+    FrameRow,
+    Optimizer,
+    Stretch,
+    StretchDue,
+)
+from gradwatch_server.packing import unpack_frame, unpack_histograms
+from gradwatch_server.tiers import (
+    TOP,
+    Columns,
+    Fold,
+    Ints,
+    append,
+    by_squares,
+    column_steps,
+    empty_fold,
+    fold_columns,
+    groups_of,
+    join,
+    lift,
+    lift_scalars,
+    placed,
+    places_of,
+    stretch_steps,
+    unpack_columns,
+    unpack_counts,
+)
+
+# Frames decoded at a time: bounds memory, whatever the length of the run.
+CHUNK_FRAMES = 1000
+# Ranges of steps in one query.
+CHUNK_RANGES = 100
+
+Range = tuple[int, int]  # first and last step
+
+
+class Span(NamedTuple):
+    """Steps to answer for, and in how many columns; None for the first and the last there is."""
+
+    first: int | None
+    last: int | None
+    columns: int
+
+
+class Grid(NamedTuple):
+    """One statistic over steps, in as many columns as its tier has."""
+
+    steps: Ints  # the first of each column
+    fold: Fold  # [columns, layers]
+    broken: NDArray[np.bool_]  # [columns, layers]: a NaN or Inf gradient
+
+
+class _Piece(NamedTuple):
+    """A stretch as it is stored: its columns, or its histograms."""
+
+    tier: int
+    start: int
+    manifest: int
+    content: bytes
+
+
+def read_statistic(
+    session: Session, optimizer: Optimizer, span: Span, statistic: str, layers: Sequence[str]
+) -> Grid:
+    """One statistic of these layers, in at least `span.columns` columns where there are so many."""
+    tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns))
+    names = layer_names(session, optimizer)
+    places = {version: places_of(known, layers) for version, known in names.items()}
+    wanted = {statistic, "nonfinite"}
+    nothing = empty_fold((0, len(layers)), np.float32)
+    steps: list[Ints] = [np.empty(0, dtype=np.int64)]
+    values: list[Fold] = [nothing]
+    counts: list[Fold] = [nothing]
+
+    def add(first: Ints, told: NDArray[np.bool_], value: Fold, count: Fold) -> None:
+        steps.append(first[told])
+        values.append(value.taken(told))
+        counts.append(count.taken(told))
+
+    for piece in _pieces(session, optimizer, tier, span, GONE, NORMS):
+        if isinstance(piece, _Piece):
+            columns = unpack_columns(piece.content, wanted, scalars=False)
+            blank = empty_fold((len(columns.first), len(layers)), np.float32)
+            value, count = (
+                placed(columns.statistics[name], places[piece.manifest])
+                if name in columns.statistics
+                else blank
+                for name in (statistic, "nonfinite")
+            )
+            told = _says_something(value, count) & _within(columns, span)
+            add(columns.first, told, value, count)
+        else:
+            measured = [frame for frame in piece if statistic in frame.columns]
+            first = np.array([frame.step for frame in measured], dtype=np.int64)
+            value, count = (
+                lift(_rows(measured, name, places, len(layers)), by_squares(name))
+                for name in (statistic, "nonfinite")
+            )
+            # A frame that measured it is a column of its own, whatever it found.
+            told = _says_something(value, count) if tier else np.ones(len(first), dtype=np.bool_)
+            add(first, told, value, count)
+    first, value, count = np.concatenate(steps), append(values), append(counts)
+    order = np.argsort(first, kind="stable")
+    starts = groups_of(first[order] // column_steps(tier))
+    if not len(starts):
+        return Grid(first, value, count.total > 0)
+    value, count = join(value.taken(order), starts), join(count.taken(order), starts)
+    return Grid(first[order][starts], value, count.total > 0)
+
+
+def _says_something(value: Fold, count: Fold) -> NDArray[np.bool_]:
+    return np.any((value.finite > 0) | (count.total > 0), axis=1)
+
+
+def _rows(
+    frames: Sequence[Frame], statistic: str, places: dict[int, Ints], layers: int
+) -> NDArray[np.float32]:
+    """One statistic of these layers. float32[frames, layers], NaN where not measured."""
+    rows = np.full((len(frames), layers), np.nan, dtype=np.float32)
+    for index, frame in enumerate(frames):
+        row = frame.row(statistic)
+        if row is not None:
+            place = places[frame.manifest]
+            rows[index] = row[place] if len(row) else np.nan
+            rows[index, place < 0] = np.nan
+    return rows
+
+
+def read_scalars(session: Session, optimizer: Optimizer, span: Span) -> Columns:
+    """All scalars, in at least `span.columns` columns where there are so many."""
+    tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns))
+    parts: list[Columns] = []
+    for piece in _pieces(session, optimizer, tier, span, GONE, SCALARS):
+        if isinstance(piece, _Piece):
+            columns = unpack_columns(piece.content, ())
+            parts.append(columns.taken(_within(columns, span)))
+        else:
+            parts.append(lift_scalars(piece))
+    parts = [part for part in parts if len(part.first)] or [lift_scalars([])]
+    return fold_columns([(part, 0) for part in parts], {0: ()}, 0, tier)
+
+
+def read_histograms(
+    session: Session, optimizer: Optimizer, span: Span, layer: str
+) -> tuple[Ints, NDArray[np.uint64]]:
+    """One layer's histograms: the first step of each sum, and uint64[sums, BUCKETS]."""
+    tier = _tier_of(session, optimizer, span, func.count(Stretch.histograms))
+    names = layer_names(session, optimizer)
+    found: dict[int, NDArray[np.uint64]] = {}
+    for piece in _pieces(session, optimizer, tier, span, BARE, DETAILS, Stretch.histograms):
+        if isinstance(piece, _Piece):
+            known = names[piece.manifest]
+            if layer in known:
+                counts = unpack_counts(piece.content, len(known))
+                found[piece.start] = counts[known.index(layer)]
+            continue
+        for frame in piece:
+            counts = unpack_histograms(frame)
+            known = names[frame.manifest]
+            if counts is not None and layer in known:
+                found[frame.step] = counts[known.index(layer)].astype(np.uint64)
+    steps = np.array(sorted(found), dtype=np.int64)
+    rows = np.array([found[step] for step in steps.tolist()], dtype="<u8")
+    starts = groups_of(steps // (stretch_steps(tier) if tier else 1))
+    return steps[starts], np.add.reduceat(rows, starts, axis=0) if len(starts) else rows
+
+
+def _tier_of(session: Session, optimizer: Optimizer, span: Span, count: ColumnElement[int]) -> int:
+    """The coarsest tier with at least so many columns in the range; 0 when none has."""
+    for tier in range(TOP, 0, -1):
+        # Of stretches that the range cuts it is not known how many columns are in it.
+        rest = stretch_steps(tier) - 1
+        inside = Span(
+            None if span.first is None else span.first + rest,
+            None if span.last is None else span.last - rest,
+            span.columns,
+        )
+        found = session.scalar(select(count).where(*_in_range(optimizer, tier, inside)))
+        if (found or 0) >= span.columns:
+            return tier
+    return 0
+
+
+def _in_range(optimizer: Optimizer, tier: int, span: Span) -> list[ColumnElement[bool]]:
+    """Stretches of a tier that hold a step of the range."""
+    conditions = [Stretch.optimizer_id == optimizer.id, Stretch.tier == tier]
+    if span.first is not None:
+        conditions.append(Stretch.start > span.first - stretch_steps(tier))
+    if span.last is not None:
+        conditions.append(Stretch.start <= span.last)
+    return conditions
+
+
+def _pieces(
+    session: Session,
+    optimizer: Optimizer,
+    tier: int,
+    span: Span,
+    lost: int,
+    holds: int,
+    content: InstrumentedAttribute[bytes] | InstrumentedAttribute[bytes | None] = Stretch.body,
+) -> Iterator[_Piece | list[Frame]]:
+    """What the range is made of, each step once: stretches of a tier and below, and frames.
+
+    lost: a stretch of whose frames no more than that is left is read in place of them. holds: the
+    least that a frame must hold. content: what to read of stretches.
+    """
+    changed = _changed(session, optimizer, tier, span)
+    instead: set[int] = set()  # stretches of tier 1 whose frames are not to be read
+    for level in range(tier, 0, -1):
+        # Of the highest level all in the range, of the others what is in the gaps above.
+        gaps = None if level == tier else _ranges(changed[level + 1], stretch_steps(level + 1))
+        for start, manifest, left, found in _stretches(
+            session, optimizer, level, span, gaps, content
+        ):
+            if start in changed[level]:
+                if level > 1 or left > lost:
+                    continue
+                instead.add(start)
+            if found is not None:
+                yield _Piece(level, start, manifest, found)
+    if tier == 0:
+        for start, manifest, _, found in _stretches(
+            session, optimizer, 1, span, None, content, most=lost
+        ):
+            instead.add(start)
+            if found is not None:
+                yield _Piece(1, start, manifest, found)
+    whole = stretch_steps(1)
+    gaps = None if tier == 0 else _ranges(changed[1] - instead, whole)
+    for frames in _frames(session, optimizer, span, gaps, holds):
+        yield [
+            frame for frame in frames if frame.step - frame.step % stretch_steps(1) not in instead
+        ]
+
+
+def _changed(session: Session, optimizer: Optimizer, tier: int, span: Span) -> dict[int, set[int]]:
+    """Starts of the stretches of each tier that do not say what their frames in the range say."""
+    marked = select(StretchDue.start).where(
+        StretchDue.optimizer_id == optimizer.id, StretchDue.tier <= tier
+    )
+    if span.first is not None:
+        marked = marked.where(StretchDue.until > span.first)
+    if span.last is not None:
+        marked = marked.where(StretchDue.start <= span.last)
+    starts = set(session.scalars(marked)) if tier else set[int]()
+    whole = stretch_steps(tier)
+    # Those that begin before the range, or end after it.
+    cut = {span.first} if span.first is not None and span.first % whole else set[int]()
+    if span.last is not None and (span.last + 1) % whole:
+        cut.add(span.last)
+    return {
+        level: {start - start % stretch_steps(level) for start in starts | cut}
+        for level in range(1, tier + 1)
+    }
+
+
+def _ranges(starts: Iterable[int], size: int) -> list[Range]:
+    """Stretches of one size as ranges of steps, neighbours together."""
+    ranges: list[Range] = []
+    for start in sorted(starts):
+        if ranges and ranges[-1][1] == start - 1:
+            ranges[-1] = (ranges[-1][0], start + size - 1)
+        else:
+            ranges.append((start, start + size - 1))
+    return ranges
+
+
+def _chunked(ranges: list[Range] | None) -> Iterator[list[Range]]:
+    """Some ranges at a time; one list without any when there is no bound."""
+    if ranges is None:
+        yield []
+        return
+    for place in range(0, len(ranges), CHUNK_RANGES):
+        yield ranges[place : place + CHUNK_RANGES]
+
+
+def _stretches(
+    session: Session,
+    optimizer: Optimizer,
+    tier: int,
+    span: Span,
+    ranges: list[Range] | None,
+    content: InstrumentedAttribute[bytes] | InstrumentedAttribute[bytes | None],
+    most: int | None = None,
+) -> Iterator[Row[int, int, int, bytes | None]]:
+    """Start, manifest, what is left of the frames, and content."""
+    chosen = select(Stretch.start, Stretch.manifest, Stretch.frames, content).where(
+        *_in_range(optimizer, tier, span)
+    )
+    if most is not None:
+        chosen = chosen.where(Stretch.frames <= most)
+    for some in _chunked(ranges):
+        within = [Stretch.start.between(first, last) for first, last in some]
+        query = chosen.where(or_(*within)) if within else chosen
+        yield from session.execute(query.execution_options(yield_per=CHUNK_FRAMES))
+
+
+def _frames(
+    session: Session,
+    optimizer: Optimizer,
+    span: Span,
+    ranges: list[Range] | None,
+    holds: int,
+) -> Iterator[list[Frame]]:
+    chosen = select(FrameRow.step, FrameRow.body).where(
+        FrameRow.optimizer_id == optimizer.id,
+        FrameRow.rank == optimizer.speaker,
+        FrameRow.holds >= holds,
+    )
+    if span.first is not None:
+        chosen = chosen.where(FrameRow.step >= span.first)
+    if span.last is not None:
+        chosen = chosen.where(FrameRow.step <= span.last)
+    for some in _chunked(ranges):
+        within = [FrameRow.step.between(first, last) for first, last in some]
+        query = (chosen.where(or_(*within)) if within else chosen).order_by(FrameRow.step)
+        rows = session.execute(query.execution_options(yield_per=CHUNK_FRAMES))
+        for chunk in rows.partitions():
+            yield [
+                unpack_frame(body, optimizer.name, optimizer.speaker, step) for step, body in chunk
+            ]
+
+
+def _within(columns: Columns, span: Span) -> NDArray[np.bool_]:
+    """Columns with a step of the range."""
+    inside = np.ones(len(columns.first), dtype=np.bool_)
+    if span.first is not None:
+        inside &= columns.last >= span.first
+    if span.last is not None:
+        inside &= columns.first <= span.last
+    return inside
