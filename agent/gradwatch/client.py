@@ -31,6 +31,7 @@ from gradwatch.wire.api import (
     RunPatch,
     RunView,
     Scalars,
+    ScopeName,
     TokenRequest,
     TokenView,
 )
@@ -323,7 +324,7 @@ class Client:
         return self._get("/api/v1/tokens", list[TokenView])
 
     def create_token(
-        self, name: str, scopes: Sequence[str], project: str | None = None
+        self, name: str, scopes: Sequence[ScopeName], project: str | None = None
     ) -> NewToken:
         """Make a token, which is shown this once. Needs the scope admin.
 

@@ -17,6 +17,7 @@ from gradwatch_server import alerts
 from gradwatch_server.lives import note_change
 from gradwatch_server.models import OPEN, RESOLVED, FindingRow, Run
 from gradwatch_server.reports import add_reports
+from gradwatch_server.storable import MAX_NUMBER
 
 ALL_KINDS = frozenset(detector.kind for detector in DETECTORS)
 NON_FINITE = "non_finite"
@@ -101,10 +102,15 @@ def _update(row: FindingRow, finding: Finding, opened: bool) -> None:
 
 
 def _plain(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Evidence as JSON can carry it: a number that is not finite becomes its name."""
+    """Evidence as JSON and msgpack can carry it.
+
+    A number that is not finite becomes its name, one that is too large for an integer a float.
+    """
     plain: dict[str, Any] = {}
     for label, value in evidence.items():
         number = value.item() if isinstance(value, np.generic) else value
+        if isinstance(number, int) and abs(number) > MAX_NUMBER:
+            number = float(number)
         broken = isinstance(number, float) and not math.isfinite(number)
         plain[label] = str(number) if broken else number
     return plain

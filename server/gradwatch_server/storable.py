@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from gradwatch.wire.frame import Drops, Flight, Frame, Manifest, Origin, Record, RunInfo
+import math
+
+from gradwatch.wire.frame import Drops, Flight, Frame, LayerInfo, Manifest, Origin, Record, RunInfo
 
 # The largest of a column of 32 bits.
 MAX_VERSION = 2**31 - 1
+# As in JSON: sums and products of larger ones fit no column.
+MAX_NUMBER = 2**53
 # PostgreSQL keeps no text with this character.
 NUL = "\x00"
 
@@ -20,11 +24,11 @@ def refusal(record: Record | RunInfo) -> str | None:
                 return f"version: {record.version} is over {MAX_VERSION}"
             refused = _no_nul("optimizer", record.optimizer)
             for layer in record.layers:
-                refused = refused or _no_nul("layers.name", layer.name)
+                refused = refused or _no_nul("layers.name", layer.name) or _not_a_shape(layer)
             return refused
         case Drops():
             for reason, count in record.counts.items():
-                if count < 0:
+                if not 0 <= count <= MAX_NUMBER:
                     return f"counts: {count} frames cannot have been dropped"
                 if refused := _no_nul("counts", reason):
                     return refused
@@ -43,6 +47,12 @@ def refusal(record: Record | RunInfo) -> str | None:
             return None
         case _:
             return None
+
+
+def _not_a_shape(layer: LayerInfo) -> str | None:
+    if min(layer.shape, default=0) < 0 or math.prod(layer.shape) > MAX_NUMBER:
+        return f"layers.shape: no tensor has the shape {list(layer.shape)[:8]}"
+    return None
 
 
 def _no_nul(field: str, text: str) -> str | None:

@@ -6,7 +6,7 @@ little-endian bytes in msgpack.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from gradwatch.wire.frame import LayerInfo, Name, RunInfo
 from gradwatch.wire.histogram import BUCKETS, edges
+
+# What a token is good for: to send, to read, or both and to change, delete and make tokens.
+ScopeName = Literal["ingest", "read", "admin"]
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -399,7 +402,7 @@ class TokenRequest(Question, frozen=True, kw_only=True):
     """A token that somebody wants."""
 
     name: Name
-    scopes: Annotated[list[str], Meta(min_length=1, max_length=3)]  # ingest, read, admin
+    scopes: Annotated[list[ScopeName], Meta(min_length=1, max_length=3)]
     project: Name | None = None  # null for all projects
 
 
