@@ -19,13 +19,11 @@ from gradwatch.health.finding import Finding
 from gradwatch.health.judge import judge
 from gradwatch.health.kinds import KINDS
 from gradwatch.notice import say, told
-from gradwatch.windows import Layout, window_of
+from gradwatch.windows import BEGINNING_FRAMES, WINDOW_FRAMES, Layout, window_of
 from gradwatch.wire.frame import Flight, Frame, Manifest, Origin, Record
 
 OnFinding = Callable[[Finding], object]
 
-# As many as the collector judges, within this memory.
-MAX_FRAMES = 512
 MAX_BYTES = 16 << 20
 # Judging takes at most a two-hundredth of the time, and not more often than this.
 JUDGE_EVERY_S = 2.0
@@ -145,8 +143,11 @@ class LocalJudge:
         # No detector looks at histograms, which are most of a frame.
         frames.append(msgspec.structs.replace(frame, histograms=None))
         self._bytes += frame.values.nbytes
-        while len(frames) > MAX_FRAMES or (self._bytes > MAX_BYTES and len(frames) > 1):
-            self._bytes -= frames.popleft().values.nbytes
+        while len(frames) > WINDOW_FRAMES or (self._bytes > MAX_BYTES and len(frames) > 1):
+            # The beginning stays: it says where the run came from.
+            oldest = min(BEGINNING_FRAMES, len(frames) // 2)
+            self._bytes -= frames[oldest].values.nbytes
+            del frames[oldest]
 
     def _judged(self) -> list[tuple[str, Finding]]:
         with self._lock:

@@ -11,6 +11,11 @@ from gradwatch.health.window import Window
 from gradwatch.wire.frame import Frame, LayerInfo, Manifest
 from gradwatch.wire.statistics import BY_NAME
 
+# What a judgement looks at: the run's beginning, which says where it came from, and the present:
+# some minutes of a quick job, with dozens of detail frames.
+BEGINNING_FRAMES = 32
+WINDOW_FRAMES = 512
+
 
 class Layout:
     """The layers of an optimizer through the versions of its manifest.

@@ -6,14 +6,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gradwatch.health.window import Window
-from gradwatch.windows import Layout, statistic_rows, window_of
+from gradwatch.windows import (
+    BEGINNING_FRAMES,
+    WINDOW_FRAMES,
+    Layout,
+    statistic_rows,
+    window_of,
+)
 from gradwatch_server.models import NORMS, FrameRow, ManifestRow, Optimizer
 from gradwatch_server.packing import unpack_frame
 from gradwatch_server.ranks import read_manifest
-
-# Frames that a judgement looks at: some minutes of a quick job, with dozens of detail frames.
-WINDOW_FRAMES = 512
-
 
 __all__ = ["Layout", "load_layout", "load_window", "statistic_rows", "window_of"]
 
@@ -30,18 +32,18 @@ def load_layout(session: Session, optimizer: Optimizer, rank: int | None = None)
 
 
 def load_window(session: Session, optimizer: Optimizer, frames: int = WINDOW_FRAMES) -> Window:
-    """The last measured frames of an optimizer, oldest first."""
-    rows = session.execute(
-        select(FrameRow.step, FrameRow.body)
-        .where(
-            FrameRow.optimizer_id == optimizer.id,
-            FrameRow.rank == optimizer.speaker,
-            FrameRow.holds >= NORMS,
-        )
-        .order_by(FrameRow.step.desc())
-        .limit(frames)
-    ).all()
+    """The first and the last measured frames of an optimizer, oldest first."""
+    measured = select(FrameRow.step, FrameRow.body).where(
+        FrameRow.optimizer_id == optimizer.id,
+        FrameRow.rank == optimizer.speaker,
+        FrameRow.holds >= NORMS,
+    )
+    beginning = min(BEGINNING_FRAMES, frames // 2)
+    first = measured.order_by(FrameRow.step).limit(beginning)
+    last = measured.order_by(FrameRow.step.desc()).limit(frames - beginning)
+    bodies = {row.step: row.body for part in (first, last) for row in session.execute(part)}
     recorded = [
-        unpack_frame(body, optimizer.name, optimizer.speaker, step) for step, body in reversed(rows)
+        unpack_frame(bodies[step], optimizer.name, optimizer.speaker, step)
+        for step in sorted(bodies)
     ]
     return window_of(load_layout(session, optimizer), recorded)

@@ -148,6 +148,7 @@ def test_any_numbers_are_judged_without_error_or_warning(made: Window) -> None:
         assert np.isfinite(numbers).all()
 
 
+@settings(deadline=None)
 @given(st.permutations(range(14)))
 def test_the_order_of_registration_does_not_matter(order: list[int]) -> None:
     layers, chain = mlp(7), np.repeat(10.0 ** -np.arange(9, 2, -1), 2)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from gradwatch.health.robust import held, largest, median, onset
+from gradwatch.health.robust import held, largest, median, onset, root_sum_squares
 
 tables = arrays(
     np.float64,
@@ -30,9 +30,17 @@ def test_nothing_has_neither_median_nor_largest() -> None:
 
 
 def test_held_values_last_until_the_next_one_and_reach_back_to_the_start() -> None:
-    column = np.array([[np.nan], [1.0], [np.nan], [2.0], [np.nan]])
-    assert held(column)[:, 0].tolist() == [1.0, 1.0, 1.0, 2.0, 2.0]
-    assert np.isnan(held(np.full((3, 1), np.nan))).all()
+    column = np.array([[np.nan, 5], [1, np.nan], [np.nan] * 2, [2, np.nan], [np.nan] * 2])
+    known = held(column.astype(np.float32))
+    assert known.values[known.row].tolist() == [[1, 5], [1, 5], [1, 5], [2, 5], [2, 5]]
+    nothing = held(np.full((3, 1), np.nan, dtype=np.float32))
+    assert np.isnan(nothing.values[nothing.row]).all()
+
+
+@given(tables)
+def test_a_norm_leaves_nan_out(values: np.ndarray) -> None:
+    expected = np.sqrt(np.nansum(values**2, axis=1))
+    np.testing.assert_allclose(root_sum_squares(values), expected)
 
 
 def test_onset_is_where_most_of_the_rest_is_set() -> None:

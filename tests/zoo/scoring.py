@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 from gradwatch.health.finding import Severity
 from gradwatch.health.judge import judge
 from gradwatch.health.window import Window
 from gradwatch.replay import Recording
+from gradwatch.windows import BEGINNING_FRAMES, WINDOW_FRAMES
 from gradwatch.wire.frame import Frame
 
 from .scenario import Scenario
@@ -64,11 +67,20 @@ def follow(
         steps = [frame.step for frame in keep(recording.frames[optimizer])]
         for step in moments(sorted(set(steps)), at):
             version = next(number for number, last in versions.items() if step <= last)
-            kinds = list(judged(parts[version].until(step)))
+            kinds = list(judged(_as_judged(parts[version].until(step))))
             for kind in kinds:
                 first[kind] = min(first.get(kind, step), step)
         last |= set(kinds)
     return Told(first, frozenset(last))
+
+
+def _as_judged(window: Window) -> Window:
+    """The part of a window that a collector would load."""
+    count = len(window.steps)
+    if count <= WINDOW_FRAMES:
+        return window
+    last = np.arange(count - WINDOW_FRAMES + BEGINNING_FRAMES, count)
+    return window.only(np.concatenate([np.arange(BEGINNING_FRAMES), last]))
 
 
 @dataclass

@@ -6,14 +6,17 @@ design, and most rows of an embedding have none in a batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.robust import held
+from gradwatch.health.robust import Held, held, root_sum_squares
 from gradwatch.health.window import Layer, Window
+
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Chain:
 
     layers: tuple[int, ...]  # place of each link in window.layers
     names: tuple[str, ...]
-    rms: NDArray[np.float64]  # [steps, n]
-    bias_rms: NDArray[np.float64]  # [steps, n], NaN for a link without bias
-    relative: NDArray[np.float64]  # [steps, n]
+    rms: NDArray[np.float32]  # [steps, n]
+    bias_rms: NDArray[np.float32]  # [steps, n], NaN for a link without bias
+    relative: NDArray[np.float32]  # [steps, n]
 
     def only(self, keep: NDArray[np.bool_]) -> Chain:
         """The links that are kept. keep: bool[n]."""
@@ -97,14 +100,19 @@ def _norm_after(window: Window, order: list[int], start: int) -> int | None:
     return None
 
 
-def rms(window: Window) -> NDArray[np.float64]:
-    """Root mean square of the elements of each gradient. float64[steps, layers]."""
-    return window.once(_rms)
+def rms(window: Window, rows: NDArray[np.intp] | slice = EVERY) -> NDArray[np.float32]:
+    """Root mean square of the elements of each gradient. float32[rows, layers]."""
+    return window.statistic("norm")[rows] / roots(window)
 
 
-def _rms(window: Window) -> NDArray[np.float64]:
+def roots(window: Window) -> NDArray[np.float32]:
+    """Square root of each layer's number of elements. float32[layers]."""
+    return window.once(_roots)
+
+
+def _roots(window: Window) -> NDArray[np.float32]:
     sizes = np.array([max(prod(layer.shape), 1) for layer in window.layers], dtype=np.float64)
-    return window.statistic("norm").astype(np.float64) / np.sqrt(sizes)
+    return np.sqrt(sizes).astype(np.float32)
 
 
 def chain_of(window: Window) -> Chain:
@@ -114,40 +122,41 @@ def chain_of(window: Window) -> Chain:
 
 def _chain_of(window: Window) -> Chain:
     places = links(window)
-    biases = bias_places(window)
-    element_rms = rms(window)
-    bias_rms = np.full((len(window.steps), len(places)), np.nan)
-    for link, bias in enumerate(biases):
-        # A normalisation's bias says whether gradient arrives, but not how much the weights get.
-        if bias >= 0 and window.layers[bias].role == "bias":
-            bias_rms[:, link] = element_rms[:, bias]
+    norm = window.statistic("norm")
+    biases = np.array(bias_places(window), dtype=np.int64)
+    # A normalisation's bias says whether gradient arrives, but not how much the weights get.
+    plain = [bias >= 0 and window.layers[bias].role == "bias" for bias in biases.tolist()]
+    has = np.flatnonzero(plain)
+    bias_rms = np.full((len(window.steps), len(places)), np.nan, dtype=np.float32)
+    bias_rms[:, has] = norm[:, biases[has]] / roots(window)[biases[has]]
     return Chain(
         layers=tuple(places),
         names=tuple(window.layers[place].name for place in places),
-        rms=element_rms[:, places],
+        rms=norm[:, places] / roots(window)[places],
         bias_rms=bias_rms,
-        relative=relative_size(window)[:, places],
+        relative=relative_size(window, places),
     )
 
 
-def relative_size(window: Window) -> NDArray[np.float64]:
-    """Gradient norm / weight norm, the latter held between detail frames. [steps, layers]."""
-    return window.once(_relative_size)
+def relative_size(window: Window, places: Sequence[int]) -> NDArray[np.float32]:
+    """Gradient norm / weight norm of some layers, NaN where the latter is 0 or unknown. [steps, n].
+
+    The norm of the weights is held between detail frames.
+    """
+    weights = weight_norms(window)
+    known = weights.values[:, places]
+    known[~(known > 0)] = np.nan
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return window.statistic("norm")[:, places] / known[weights.row]
 
 
-def held_weight_norm(window: Window) -> NDArray[np.float64]:
-    """Norm of each layer's weights, held between detail frames. float64[steps, layers]."""
-    return window.once(_held_weight_norm)
+def weight_norms(window: Window) -> Held:
+    """Norm of each layer's weights, held between detail frames."""
+    return window.once(_weight_norms)
 
 
-def _held_weight_norm(window: Window) -> NDArray[np.float64]:
+def _weight_norms(window: Window) -> Held:
     return held(window.statistic("weight_norm"))
-
-
-def _relative_size(window: Window) -> NDArray[np.float64]:
-    weight = held_weight_norm(window)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(weight > 0, window.statistic("norm") / weight, np.nan)
 
 
 def broken_steps(window: Window) -> NDArray[np.bool_]:
@@ -172,7 +181,7 @@ def total_norm(window: Window) -> NDArray[np.float64]:
 
 
 def _total_norm(window: Window) -> NDArray[np.float64]:
-    return np.sqrt(np.nansum(window.statistic("norm").astype(np.float64) ** 2, axis=1))
+    return root_sum_squares(window.statistic("norm"))
 
 
 def _sound_part(window: Window) -> Window:

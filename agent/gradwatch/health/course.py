@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import broken_steps, held_weight_norm, links
-from gradwatch.health.robust import median
+from gradwatch.health.chain import broken_steps, links, weight_norms
+from gradwatch.health.robust import median, root_sum_squares
 from gradwatch.health.window import Window
 
 # Median absolute deviation of a normal distribution, in standard deviations.
@@ -98,10 +98,10 @@ def movement(sound: Window) -> Movement:
 
 
 def _movement(sound: Window) -> Movement:
-    moved = sound.statistic("update_ratio").astype(np.float64)
-    norms = sound.statistic("weight_norm").astype(np.float64)
+    norms = sound.statistic("weight_norm")
     rows = np.flatnonzero(np.isfinite(norms).any(axis=1))
-    moved, norms = moved[rows], norms[rows]
+    norms = norms[rows].astype(np.float64)
+    moved = sound.statistic("update_ratio")[rows].astype(np.float64)
     places = [
         place
         for place in links(sound)
@@ -119,7 +119,8 @@ def _movement(sound: Window) -> Movement:
 
 def network_weight(sound: Window) -> NDArray[np.float64]:
     """Norm of all weight layers together, held between detail frames. float64[steps]."""
-    return np.sqrt(np.nansum(held_weight_norm(sound)[:, links(sound)] ** 2, axis=1))
+    weights = weight_norms(sound)
+    return root_sum_squares(weights.values[:, links(sound)])[weights.row]
 
 
 def typical(values: NDArray[np.float64]) -> float:

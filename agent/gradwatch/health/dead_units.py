@@ -212,7 +212,7 @@ def _underflowed(
     sound: Window, measured: list[int], recent: NDArray[np.int64], settings: Thresholds
 ) -> NDArray[np.bool_]:
     """Links whose nearest gradient towards the output is too small for float32. bool[n]."""
-    usual = median(rms(sound)[recent])
+    usual = median(rms(sound, recent))
     biases = _biases(sound, measured)
     size = np.fmax(usual[measured], np.where(biases >= 0, usual[biases], np.nan))
     # The nearest layer from here to the output that has a gradient; none is no underflow.

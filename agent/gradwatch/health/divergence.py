@@ -23,7 +23,7 @@ class Thresholds:
     rise: float = threshold(
         3.0, "1", "rise above the first losses / the larger of their level and their noise"
     )
-    faster: float = threshold(2.0, "1", "rise now / rise of the third of the run before it")
+    faster: float = threshold(2.0, "1", "rise now / rise of the half of the run before it")
     growth: float = threshold(
         10.0, "1", "total gradient norm / its median before: a GAN's loss rises without"
     )
@@ -37,13 +37,13 @@ class Thresholds:
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """The loss lately far above where it began and was before, with gradients that grew along."""
     known, sound = course(window), sound_part(window)
-    if not known.from_start or len(known.loss) < settings.losses:
+    if not known.from_start or min(len(known.loss), len(sound.steps)) < settings.losses:
         return None
     first = known.loss[: settings.last]
     now = float(np.median(known.loss[-settings.last :]))
     start = float(np.median(first))
     scale = max(abs(start), 5 * noise(known.loss[: settings.losses]), 1e-12)
-    before = float(np.median(known.loss[-len(known.loss) // 3 : -settings.last]))
+    before = float(np.median(known.loss[-len(known.loss) // 2 : -settings.last]))
     if not now - start > settings.rise * scale:
         return None
     # A GAN's losses rise and settle; what diverges rises ever faster.

@@ -13,13 +13,13 @@ from gradwatch.health.chain import (
     Chain,
     broken_steps,
     chain_of,
-    held_weight_norm,
     sound_part,
     total_norm,
+    weight_norms,
 )
-from gradwatch.health.course import course, outcome
+from gradwatch.health.course import course, movement, outcome
 from gradwatch.health.finding import Finding, Severity
-from gradwatch.health.robust import largest, median, onset
+from gradwatch.health.robust import largest, median, onset, root_sum_squares
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 
@@ -90,7 +90,7 @@ class Signs(NamedTuple):
     relative: NDArray[np.float64]  # the weight layers' gradient norm / weight norm
     growth: NDArray[np.float64]
     front: NDArray[np.float64]
-    front_relative: NDArray[np.float64]  # of the early layer with the largest gradient
+    front_relative: NDArray[np.float64]  # of the early layer with the largest gradient, if in front
     bias_front: NDArray[np.float64]
 
 
@@ -151,25 +151,27 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
 
 def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
     """The signs of explosion of each step."""
-    norms = sound.statistic("norm").astype(np.float64)
     total = total_norm(sound)
     baseline = _baseline(total, settings.baseline_frames)
     places = list(chain.layers)
-    weights = held_weight_norm(sound)[:, places]
-    present = ~np.isnan(norms[:, places])
+    norms = sound.statistic("norm")[:, places]
+    weights = weight_norms(sound)
+    held = weights.values[:, places]
     count = len(places)
     late = slice(count - max(count // 3, 1), None) if count else slice(0, 0)
     early = slice(0, late.start)
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.sqrt(np.nansum(np.where(present, weights, np.nan) ** 2, axis=1))
-        relative = np.sqrt(np.nansum(norms[:, places] ** 2, axis=1)) / _positive(size)
+        # Of the layers that had a gradient at that step.
+        size = root_sum_squares(np.where(np.isnan(norms), norms, held[weights.row]))
+        relative = root_sum_squares(norms) / _positive(size)
         growth = total / baseline
         front = largest(chain.rms[:, early]) / _positive(largest(chain.rms[:, late]))
         bias_front = largest(chain.bias_rms[:, early]) / _positive(largest(chain.bias_rms[:, late]))
     front_relative = np.full(len(total), np.nan)
-    if early.stop:
-        leader = np.nan_to_num(chain.rms[:, early], nan=-1.0).argmax(axis=1)
-        front_relative = np.take_along_axis(chain.relative[:, early], leader[:, None], axis=1)[:, 0]
+    rows = np.flatnonzero(front >= settings.front)
+    if len(rows):
+        leader = np.nan_to_num(chain.rms[rows, early], nan=-1.0).argmax(axis=1)
+        front_relative[rows] = chain.relative[rows, leader]
     return Signs(total, relative, growth, front, front_relative, bias_front)
 
 
@@ -194,7 +196,8 @@ def _dominant(sound: Window, settings: Thresholds) -> str | None:
     if len(places) < 3:
         return None
     sizes = np.array([prod(sound.layers[place].shape) for place in places], dtype=np.float64)
-    size = median(held_weight_norm(sound)[:, places]) / np.sqrt(sizes)
+    detailed = sound.statistic("weight_norm")[movement(sound).rows]
+    size = median(detailed[:, places]) / np.sqrt(sizes)
     leader = int(np.nan_to_num(size, nan=-1.0).argmax())
     limit = max(settings.dominant * float(median(size)), settings.dominant_rms)
     return sound.layers[places[leader]].name if size[leader] >= limit else None

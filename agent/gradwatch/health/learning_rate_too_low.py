@@ -100,6 +100,8 @@ def _fell(sound: Window, settings: Thresholds) -> int | None:
     high = known[rate[known] > settings.fallen * peak]
     if not len(high) or high[-1] == known[-1]:
         return None
-    step, now = int(sound.steps[high[-1]]), int(sound.steps[-1])
+    # The first frame that is known to be low: between frames nobody knows.
+    after = known[np.searchsorted(known, high[-1]) + 1]
+    step, now = int(sound.steps[after]), int(sound.steps[-1])
     long = now - step >= max(settings.fallen_steps, settings.fallen_share * now)
     return step if long else None

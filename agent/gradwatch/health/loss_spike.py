@@ -25,6 +25,9 @@ class Thresholds:
         3.0, "1", "the same where the gradient norm leaps beyond all that it was before"
     )
     before: int = threshold(20, "frames", "losses before it, which say what is usual")
+    gap: float = threshold(
+        10.0, "1", "steps since the last loss / the usual: over more, a slow rise is no leap"
+    )
     lookback: int = threshold(100, "frames", "how many of them are asked")
     start: float = threshold(
         0.5,
@@ -48,6 +51,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     # Candidates are new maxima: of a leap and its decay the first is asked.
     leaps = np.flatnonzero(np.diff(loss) > 0) + 1
     leaps = leaps[leaps >= settings.before]
+    # Over a gap in the recording a loss may have risen as slowly as it likes.
+    gaps = np.diff(known.steps)
+    leaps = leaps[gaps[leaps - 1] <= settings.gap * float(np.median(gaps))]
     if not len(leaps):
         return None
     rise = loss[leaps] - loss[leaps - 1]
@@ -81,6 +87,8 @@ def _finding(
     step = int(known.steps[place])
     sizes = total_norm(sound)
     row = int(np.searchsorted(sound.steps, step))
+    if not 0 < row < len(sizes):
+        return None
     before = sizes[max(row - settings.lookback, 0) : row]
     past, record = float(np.median(before)), float(before[len(before) // 4 :].max())
     peak = float(sizes[row : row + 3].max())

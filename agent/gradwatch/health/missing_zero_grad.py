@@ -46,7 +46,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     if len(rows) < settings.frames or int(sound.steps[0]) > 2:
         return None
     held = [place for place, layer in enumerate(sound.layers) if layer.optimized]
-    norms = sound.statistic("norm").astype(np.float64)[rows][:, held]
+    norms = sound.statistic("norm")[rows].astype(np.float64)[:, held]
     norms = norms[:, (norms > 0).all(axis=0)]
     if not norms.shape[1]:
         return None

@@ -38,7 +38,7 @@ class Thresholds:
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """Layers that the optimizer does not hold, or whose weights stay the same bit by bit."""
     sound = sound_part(window)
-    norms = sound.statistic("norm").astype(np.float64)
+    norms = sound.statistic("norm")
     if len(sound.steps) < settings.frames or not len(sound.layers):
         return None
     if int(sound.steps[-1] - sound.steps[0]) + 1 < settings.steps:
@@ -85,7 +85,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
 
 
 def _still(
-    sound: Window, norms: NDArray[np.float64], settings: Thresholds
+    sound: Window, norms: NDArray[np.float32], settings: Thresholds
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Layers whose sampled weights have not moved lately, and since when. bool, int64[layers]."""
     moved = movement(sound)
@@ -103,9 +103,10 @@ def _still(
     resting = measured & (np.arange(count)[:, None] > last)
     still = resting.sum(axis=0) >= settings.detail_frames
     still &= np.array([layer.role != "embedding" for layer in sound.layers], dtype=np.bool_)
-    still &= median(relative_size(sound)) >= settings.relative
     # A rate of 0 is another story.
     still &= ~(resting & (rate == 0)[:, None]).any(axis=0)
+    places = np.flatnonzero(still)
+    still[places] = median(relative_size(sound, places.tolist())) >= settings.relative
     for place in np.flatnonzero(still & (last >= 0)).tolist():
         row = int(last[place])
         before = float(median(norms[: moved.rows[row] + 1, place]))

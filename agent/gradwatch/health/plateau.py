@@ -39,7 +39,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     """No trend in the recent losses, and hardly any fall since the beginning."""
     known = course(window)
     sound = sound_part(window)
-    if not known.from_start or len(known.loss) < settings.losses:
+    if not known.from_start or min(len(known.loss), len(sound.steps)) < settings.losses:
         return None
     if int(known.steps[-1]) < settings.steps:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,20 +30,40 @@ def largest(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     if values.shape[-1] == 0:
         return np.full(values.shape[:-1], np.nan)
-    filled = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
-    return np.where(np.isneginf(filled), np.nan, filled)
+    return np.fmax.reduce(values, axis=-1)
 
 
-def held(values: NDArray[np.floating]) -> NDArray[np.float64]:
+def root_sum_squares(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Norm over the last axis, without the NaN; 0 where there is nothing.
+
+    values: float[..., n]; returns float64[...].
+    """
+    known = np.where(np.isnan(values), values.dtype.type(0), values)
+    return np.sqrt(np.einsum("...i,...i->...", known, known, dtype=np.float64))
+
+
+class Held(NamedTuple):
+    """Values that are measured now and then, and hold until they are measured again.
+
+    values: float32[k, n], the different rows. row: int64[steps], which of them holds at each step.
+    """
+
+    values: NDArray[np.float32]
+    row: NDArray[np.int64]
+
+
+def held(values: NDArray[np.float32]) -> Held:
     """Each NaN replaced by the value before it in time, or, at the start, by the first one.
 
-    values: float[steps, n]; returns float64[steps, n].
+    values: float32[steps, n].
     """
     rows = np.flatnonzero(~np.isnan(values).all(axis=1))
     if not len(rows):
-        return np.full(values.shape, np.nan)
-    # Details are measured rarely: rows without any are copies of the row before them.
-    result = values[rows].astype(np.float64)
+        return Held(
+            np.full((1, values.shape[1]), np.nan, dtype=np.float32),
+            np.zeros(len(values), dtype=np.int64),
+        )
+    result = values[rows]
     for direction in (1, -1):
         known = ~np.isnan(result[::direction])
         place = np.where(known, np.arange(len(result))[:, None], -1)
@@ -49,7 +71,7 @@ def held(values: NDArray[np.floating]) -> NDArray[np.float64]:
         taken = np.take_along_axis(result[::direction], np.maximum(place, 0), axis=0)
         result = np.where(place >= 0, taken, np.nan)[::direction]
     before = np.searchsorted(rows, np.arange(len(values)), side="right") - 1
-    return result[np.maximum(before, 0)]
+    return Held(result, np.maximum(before, 0))
 
 
 def onset(flags: NDArray[np.bool_], share: float) -> int | None:

@@ -30,10 +30,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     Zero is left out: adapters and residual branches start there, and their neighbours differ.
     """
     sound = sound_part(window)
-    spread = sound.statistic("weight_spread").astype(np.float64)
-    weight = sound.statistic("weight_norm").astype(np.float64)
     rows = movement(sound).rows
-    equal = (spread[rows] <= settings.spread) & (weight[rows] > 0)
+    equal = sound.statistic("weight_spread")[rows] <= settings.spread
+    equal &= sound.statistic("weight_norm")[rows] > 0
     places = [
         place
         for place in links(sound)

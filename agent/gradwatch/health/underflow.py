@@ -36,8 +36,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     places = links(sound)
     if len(rows) < settings.detail_frames or not places:
         return None
-    peak = sound.statistic("absmax").astype(np.float64)[rows][:, places]
-    zeros = sound.statistic("zero_fraction").astype(np.float64)[rows][:, places]
+    peak = sound.statistic("absmax")[rows].astype(np.float64)[:, places]
+    zeros = sound.statistic("zero_fraction")[rows].astype(np.float64)[:, places]
     quanta = peak / QUANTUM
     with np.errstate(invalid="ignore"):
         whole = (quanta == np.round(quanta)) & (peak > 0) & (peak < SMALLEST_NORMAL)

@@ -63,20 +63,14 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         return None
     recent = slice(max(len(sound.steps) - settings.recent_frames, 0), None)
 
-    late = slice(count - max(count // 3, 1), None)
-    ratio = _ratio(chain.rms, late)
-    bias_ratio = _ratio(chain.bias_rms, late)
-    small = ~(chain.relative > settings.relative)  # unknown weights do not speak against it
-    starved = (ratio <= settings.ratio) & small
-    starved |= (bias_ratio <= settings.ratio) & (chain.relative <= settings.bias_relative)
-
-    lasting = starved[recent].mean(axis=0) >= settings.share
+    ratio, bias_ratio, starved = _starved(chain, recent, settings)
+    lasting = starved.mean(axis=0) >= settings.share
     leading = int(np.argmin(np.append(lasting, False)))
-    if leading < settings.leading_layers or _heals(ratio[recent, 0], settings):
+    if leading < settings.leading_layers or _heals(ratio[:, 0], settings):
         return None
-    first = onset(starved[:, 0], settings.share)
+    first = onset(_starved(chain, slice(None), settings)[2][:, 0], settings.share)
     row = first if first is not None else len(sound.steps) - 1
-    typical = np.fmin(median(ratio[recent]), median(bias_ratio[recent]))
+    typical = np.fmin(median(ratio), median(bias_ratio))
     smallest = float(np.nanmin(typical[:leading]))
     relative = float(median(chain.relative[recent])[0])
     names = chain.names[:leading]
@@ -118,7 +112,21 @@ def _explained_by_nothing_else(sound: Window, chain: Chain, settings: Thresholds
     return chain.only(keep)
 
 
-def _ratio(values: NDArray[np.float64], late: slice) -> NDArray[np.float64]:
+def _starved(
+    chain: Chain, rows: slice, settings: Thresholds
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Each link's RMS, and its bias's, relative to the late ones; whether it starves. [rows, n]."""
+    count = len(chain.layers)
+    late = slice(count - max(count // 3, 1), None)
+    ratio, bias_ratio = _ratio(chain.rms[rows], late), _ratio(chain.bias_rms[rows], late)
+    relative = chain.relative[rows]
+    small = ~(relative > settings.relative)  # unknown weights do not speak against it
+    starved = (ratio <= settings.ratio) & small
+    starved |= (bias_ratio <= settings.ratio) & (relative <= settings.bias_relative)
+    return ratio, bias_ratio, starved
+
+
+def _ratio(values: NDArray[np.float32], late: slice) -> NDArray[np.float64]:
     """Each link's RMS relative to the typical late link of the same step. [steps, n]."""
     known = (values[:, late] > 0) & np.isfinite(values[:, late])
     reference = median(np.where(known, values[:, late], np.nan).T)[:, None]

@@ -21,7 +21,7 @@ class Thresholds:
     remaining: float = threshold(
         0.5, "1", "weight norm now / at first, with a loss that is no better than at first"
     )
-    collapsed: float = threshold(0.15, "1", "the same, whatever the loss does")
+    collapsed: float = threshold(0.15, "1", "the same, where no loss is known")
     share: float = threshold(0.7, "1", "part of the weight layers that shrank so")
     detail_frames: int = threshold(4, "detail frames", "fewest that show the decline")
     gain: float = threshold(4.0, "standard errors", "fall of the loss that shows that it learns")
@@ -36,12 +36,14 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         return None
     if int(sound.steps[0]) > FIRST_STEPS:
         return None
-    norms = sound.statistic("weight_norm").astype(np.float64)[moved.rows][:, places]
+    norms = sound.statistic("weight_norm")[moved.rows].astype(np.float64)[:, places]
     with np.errstate(divide="ignore", invalid="ignore"):
         left = norms[-1] / norms[0]
         whole = float(moved.weight[-1] / moved.weight[0])
     result = outcome(course(window))
     useless = result is not None and result.gain < settings.gain
+    if result is not None and not useless:
+        return None
     limit = settings.remaining if useless else settings.collapsed
     if not (whole <= limit and (left <= limit).mean() >= settings.share):
         return None
