@@ -14,8 +14,8 @@ from gradwatch.wire.statistics import BY_NAME
 from gradwatch_server.models import DETAILS, FrameRow, Optimizer, Run
 from gradwatch_server.packing import unpack_frame
 from gradwatch_server.tiered import Span as Span
-from gradwatch_server.tiered import read_histograms, read_scalars, read_statistic
-from gradwatch_server.tiers import by_squares, join
+from gradwatch_server.tiered import equal_groups, read_histograms, read_scalars, read_statistic
+from gradwatch_server.tiers import by_squares
 from gradwatch_server.windows import Layout, load_layout, statistic_rows
 
 MAX_COLUMNS = 2000
@@ -61,18 +61,14 @@ def heatmap(
     names = [layout.layers[place].name for place in order]
     span = span._replace(columns=min(span.columns, max(1, MAX_CELLS // max(1, len(order)))))
     grid = read_statistic(session, optimizer, span, statistic, names)
-    starts = _groups(len(grid.steps), span.columns)
-    fold, broken = grid.fold, grid.broken
-    if len(starts):
-        fold, broken = join(fold, starts), np.logical_or.reduceat(broken, starts, axis=0)
     return Heatmap(
         statistic=statistic,
         layers=names,
-        steps_bytes=grid.steps[starts].astype("<i8").tobytes(),
-        low_bytes=fold.low.T.astype("<f4").tobytes(),
-        mean_bytes=fold.mean(by_squares(statistic)).T.astype("<f4").tobytes(),
-        high_bytes=fold.high.T.astype("<f4").tobytes(),
-        nonfinite_bytes=broken.T.tobytes(),
+        steps_bytes=grid.steps.astype("<i8").tobytes(),
+        low_bytes=grid.fold.low.T.astype("<f4").tobytes(),
+        mean_bytes=grid.fold.mean(by_squares(statistic)).T.astype("<f4").tobytes(),
+        high_bytes=grid.fold.high.T.astype("<f4").tobytes(),
+        nonfinite_bytes=grid.broken.T.tobytes(),
     )
 
 
@@ -87,12 +83,6 @@ def _fitting(layout: Layout, pattern: str | None) -> NDArray[np.int64]:
     return order[fits]
 
 
-def _groups(size: int, columns: int) -> NDArray[np.int64]:
-    """Starts of at most `columns` groups of equal size."""
-    groups = min(columns, size)
-    return (np.arange(groups, dtype=np.int64) * size) // max(1, groups)
-
-
 def histograms(session: Session, optimizer: Optimizer, layer: str, span: Span) -> Histograms:
     """One layer's histograms over steps, neighbours added up to at most `span.columns` of them.
 
@@ -102,7 +92,7 @@ def histograms(session: Session, optimizer: Optimizer, layer: str, span: Span) -
     if layer not in known:
         raise NotFoundError(f"optimizer {optimizer.name!r} has no layer {layer!r}")
     steps, counts = read_histograms(session, optimizer, span, layer)
-    starts = _groups(len(steps), span.columns)
+    starts = equal_groups(len(steps), span.columns)
     added = np.add.reduceat(counts, starts, axis=0) if len(starts) else counts
     return Histograms(
         layer=layer,

@@ -8,7 +8,7 @@ where frames were not kept is a stretch taken as it is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ from gradwatch_server.tiers import (
     lift_scalars,
     placed,
     places_of,
+    reduced,
+    spread,
     stretch_steps,
     unpack_columns,
     unpack_counts,
@@ -67,11 +69,23 @@ class Span(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """One statistic over steps, in as many columns as its tier has."""
+    """One statistic over steps."""
 
     steps: Ints  # the first of each column
     fold: Fold  # [columns, layers]
     broken: NDArray[np.bool_]  # [columns, layers]: a NaN or Inf gradient
+
+    def says_something(self) -> NDArray[np.bool_]:
+        """Columns with a value, or with a gradient that is none."""
+        return np.any((self.fold.finite > 0) | self.broken, axis=1)
+
+    def taken(self, columns: NDArray[Any]) -> Grid:
+        """Some of the columns, by place or as they are marked."""
+        everything = columns.dtype == np.bool_ and columns.all()
+        sorted_already = columns.dtype != np.bool_ and np.all(np.diff(columns) == 1)
+        if everything or (sorted_already and len(columns) == len(self.steps)):
+            return self
+        return Grid(self.steps[columns], self.fold.taken(columns), self.broken[columns])
 
 
 class _Piece(NamedTuple):
@@ -86,54 +100,66 @@ class _Piece(NamedTuple):
 def read_statistic(
     session: Session, optimizer: Optimizer, span: Span, statistic: str, layers: Sequence[str]
 ) -> Grid:
-    """One statistic of these layers, in at least `span.columns` columns where there are so many."""
+    """One statistic of these layers, in `span.columns` columns where there are so many."""
     tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns))
     names = layer_names(session, optimizer)
     places = {version: places_of(known, layers) for version, known in names.items()}
-    wanted = {statistic, "nonfinite"}
-    nothing = empty_fold((0, len(layers)), np.float32)
-    steps: list[Ints] = [np.empty(0, dtype=np.int64)]
-    values: list[Fold] = [nothing]
-    counts: list[Fold] = [nothing]
-
-    def add(first: Ints, told: NDArray[np.bool_], value: Fold, count: Fold) -> None:
-        steps.append(first[told])
-        values.append(value.taken(told))
-        counts.append(count.taken(told))
-
+    grids = [
+        Grid(
+            np.empty(0, dtype=np.int64),
+            empty_fold((0, len(layers)), np.float32),
+            np.empty((0, len(layers)), dtype=np.bool_),
+        )
+    ]
     for piece in _pieces(session, optimizer, tier, span, GONE, NORMS):
         if isinstance(piece, _Piece):
-            columns = unpack_columns(piece.content, wanted, scalars=False)
-            blank = empty_fold((len(columns.first), len(layers)), np.float32)
-            value, count = (
-                placed(columns.statistics[name], places[piece.manifest])
-                if name in columns.statistics
-                else blank
-                for name in (statistic, "nonfinite")
-            )
-            told = _says_something(value, count) & _within(columns, span)
-            add(columns.first, told, value, count)
+            columns = unpack_columns(piece.content, {statistic, "nonfinite"}, scalars=False)
+            grid = _grid_of(columns, statistic, places[piece.manifest])
+            grids.append(grid.taken(_within(columns, span) & grid.says_something()))
         else:
-            measured = [frame for frame in piece if statistic in frame.columns]
-            first = np.array([frame.step for frame in measured], dtype=np.int64)
-            value, count = (
-                lift(_rows(measured, name, places, len(layers)), by_squares(name))
-                for name in (statistic, "nonfinite")
-            )
+            grid = _grid_of_frames(piece, statistic, places, len(layers))
             # A frame that measured it is a column of its own, whatever it found.
-            told = _says_something(value, count) if tier else np.ones(len(first), dtype=np.bool_)
-            add(first, told, value, count)
-    first, value, count = np.concatenate(steps), append(values), append(counts)
-    order = np.argsort(first, kind="stable")
-    starts = groups_of(first[order] // column_steps(tier))
+            grids.append(grid.taken(grid.says_something()) if tier else grid)
+    steps = np.concatenate([grid.steps for grid in grids])
+    fold = append([grid.fold for grid in grids])
+    broken = np.concatenate([grid.broken for grid in grids])
+    whole = Grid(steps, fold, broken).taken(np.argsort(steps, kind="stable"))
+    starts = groups_of(whole.steps // column_steps(tier))
+    starts = starts[equal_groups(len(starts), span.columns)]
     if not len(starts):
-        return Grid(first, value, count.total > 0)
-    value, count = join(value.taken(order), starts), join(count.taken(order), starts)
-    return Grid(first[order][starts], value, count.total > 0)
+        return whole
+    return Grid(
+        whole.steps[starts],
+        join(whole.fold, starts),
+        reduced(np.logical_or, whole.broken, starts),
+    )
 
 
-def _says_something(value: Fold, count: Fold) -> NDArray[np.bool_]:
-    return np.any((value.finite > 0) | (count.total > 0), axis=1)
+def equal_groups(size: int, columns: int) -> Ints:
+    """Starts of at most `columns` groups of equal size."""
+    groups = min(columns, size)
+    return (np.arange(groups, dtype=np.int64) * size) // max(1, groups)
+
+
+def _grid_of(columns: Columns, statistic: str, places: Ints) -> Grid:
+    shape = (len(columns.first), len(places))
+    value, count = (columns.statistics.get(name) for name in (statistic, "nonfinite"))
+    return Grid(
+        columns.first,
+        empty_fold(shape, np.float32) if value is None else placed(value, places),
+        np.zeros(shape, dtype=np.bool_) if count is None else spread(count.total > 0, places, 0),
+    )
+
+
+def _grid_of_frames(
+    frames: Sequence[Frame], statistic: str, places: dict[int, Ints], layers: int
+) -> Grid:
+    measured = [frame for frame in frames if statistic in frame.columns]
+    return Grid(
+        np.array([frame.step for frame in measured], dtype=np.int64),
+        lift(_rows(measured, statistic, places, layers), by_squares(statistic)),
+        _rows(measured, "nonfinite", places, layers) > 0,
+    )
 
 
 def _rows(
