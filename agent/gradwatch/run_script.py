@@ -70,8 +70,7 @@ def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -
             # A later gradwatch.watch in the script joins this run, with these settings.
             os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
     if not settings.disabled:
-        register_optimizer_step_pre_hook(uncompiled(_attach_to(settings)))
-        follow(_attach_to_scaled(settings))
+        watch_every_optimizer(settings)
         atexit.register(_say_if_nothing_was_recorded)
     raise Handover(lambda: start_script(module, script, arguments))
 
@@ -88,6 +87,18 @@ def start_script(module: bool, script: str, arguments: tuple[str, ...]) -> None:
         runpy.run_module(script, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(script, run_name="__main__")
+
+
+def watch_every_optimizer(settings: Settings) -> Callable[[], None]:
+    """Record whatever optimizer steps, until the function returned is called."""
+    hook = register_optimizer_step_pre_hook(uncompiled(_attach_to(settings)))
+    leave = follow(_attach_to_scaled(settings))
+
+    def stop() -> None:
+        hook.remove()
+        leave()
+
+    return stop
 
 
 def _attach_to(settings: Settings) -> Any:

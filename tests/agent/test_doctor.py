@@ -354,6 +354,9 @@ HEALTHY: dict[str, Callable[[], Case]] = {
     "its own loss": lambda: Case(
         Named(), {"values": data()[0], "labels": data()[1]}, None
     ),
+    "a loss in float32 whatever comes": lambda: Case(
+        mlp(), data(), lambda output, labels: F.cross_entropy(output.float(), labels)
+    ),
     "a right custom function": lambda: Case(Between(Right.apply), data()),
     "deep, with norms and shortcuts": lambda: Case(
         nn.TransformerEncoder(

@@ -48,8 +48,12 @@ class Slopes(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether the finite differences agree, so that they can be relied on."""
-        return relative_error(self.numeric, self.other) <= TOLERANCE
+        """Whether the finite differences agree, so that they can be relied on.
+
+        Where both are 0 the value may be rounded to a coarser type than its weights.
+        """
+        flat = self.numeric == self.other == 0 != self.analytic
+        return not flat and relative_error(self.numeric, self.other) <= TOLERANCE
 
 
 def relative_error(a: float, n: float) -> float:

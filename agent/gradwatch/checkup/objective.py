@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gradwatch.checkup import optimizers
 from gradwatch.checkup.randomness import set_torch_state, torch_state
@@ -20,6 +22,7 @@ from gradwatch.checkup.trees import replaced, tensors_in
 
 # Elements of weights that are copied: more would need too much memory beside the job's own.
 MAX_COPIED = 200_000_000
+CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double)
 
 
 class CannotRepeatError(Exception):
@@ -114,6 +117,24 @@ def leaves(loss: Tensor) -> list[Tensor]:
     return found
 
 
+class _AllIn(TorchFunctionMode):
+    """Computes in one floating-point type where a model asks for another, as `logits.float()`."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CASTS:
+            return args[0].to(self._dtype)
+        own = {key: self._own(value) for key, value in (kwargs or {}).items()}
+        return func(*map(self._own, args), **own)
+
+    def _own(self, value: Any) -> Any:
+        is_float = isinstance(value, torch.dtype) and value.is_floating_point
+        return self._dtype if is_float else value
+
+
 class Trial:
     """A step's objectives on copies of their own: weights, buffers and optimizer.
 
@@ -170,7 +191,7 @@ class Trial:
         values: dict[int, Any] = {}
         fixed: dict[int, Tensor] = {}
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), _AllIn(self._dtype) if self._dtype else nullcontext():
                 for call in self._calls:
                     self._repeat(call, values, fixed)
                 losses = [values[id(objective.loss)] for objective in self._objectives]

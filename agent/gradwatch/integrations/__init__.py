@@ -1,0 +1,1 @@
+"""Callbacks for libraries that own the training loop: run name, configuration and metrics."""
