@@ -7,6 +7,8 @@ lost message costs one tick of the schedule, a killed worker one lease.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +41,12 @@ SCHEMES = """
     victorops webex workflow workflows xml xmls zulip
 """
 ALLOWED_SCHEMES = frozenset(SCHEMES.split())
+# Of these, those whose host is an address: the host of others is a secret, or a name of theirs.
+ADDRESSED = """
+    form forms gotify gotifys json jsons mailto mailtos matrix matrixs mmost mmosts ntfy ntfys
+    rocket rockets signal signals workflow workflows xml xmls zulip
+"""
+ADDRESSED_SCHEMES = frozenset(ADDRESSED.split())
 # Parameters that make Apprise open a local file or follow redirects to where it should not go.
 REFUSED_PARAMETERS = frozenset({"template", "redirect", "attach", "avatar_url_file", "include"})
 LOUDNESS = {
@@ -122,8 +130,13 @@ def channel_views(session: Session, channels: Sequence[str]) -> list[ChannelView
     return views
 
 
-def deliver_due(engine: Engine, channels: Sequence[str], dashboard_url: str) -> int:
-    """Send the alerts that are due. Returns how many were sent."""
+def deliver_due(
+    engine: Engine, channels: Sequence[str], dashboard_url: str, local: bool = False
+) -> int:
+    """Send the alerts that are due. Returns how many were sent.
+
+    local: whether they may go to this machine or its own link.
+    """
     urls = {channel_digest(url): url for url in channels}
     sent = 0
     for _ in range(BATCH):
@@ -138,7 +151,9 @@ def deliver_due(engine: Engine, channels: Sequence[str], dashboard_url: str) -> 
             title, body, kind = _message(session, alert, dashboard_url)
             url = urls.get(alert.channel)
         error = (
-            "this channel is no longer configured" if url is None else _send(url, title, body, kind)
+            "this channel is no longer configured"
+            if url is None
+            else _send(url, title, body, kind, local)
         )
         sent += error is None
         _note(engine, alert_id, error, final=url is None)
@@ -229,11 +244,33 @@ def _notifier(url: str) -> Any:
     return apprise.Apprise.instantiate(timed, asset=asset)
 
 
-def _send(url: str, title: str, body: str, severity: str) -> str | None:
+def _is_local(notifier: Any, scheme: str) -> bool:
+    """Whether a channel leads to loopback, or to a link-local address as clouds keep secrets at."""
+    if scheme not in ADDRESSED_SCHEMES:
+        return False
+    host = getattr(notifier, "smtp_host", None) or notifier.host or ""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None)
+    except (OSError, UnicodeError):
+        return False  # nobody can be reached there at all
+    return any(_is_near(ipaddress.ip_address(str(item[4][0]).partition("%")[0])) for item in found)
+
+
+def _is_near(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    real = getattr(address, "ipv4_mapped", None) or address
+    return real.is_loopback or real.is_link_local or real.is_unspecified or real.is_multicast
+
+
+def _send(url: str, title: str, body: str, severity: str, local: bool) -> str | None:
     """Send one message; the reason when it did not go out."""
     notifier = _notifier(url)
     if not notifier:
         return "the channel's URL cannot be used"
+    if not local and _is_local(notifier, url.partition("://")[0].lower()):
+        return (
+            "the channel's host is this machine or on its own link: "
+            "set GRADWATCH_NOTIFY_LOCAL=allow if that is meant"
+        )
     try:
         taken = notifier.notify(title=title, body=body, notify_type=LOUDNESS[severity])
     except Exception as error:  # a service's plugin may raise anything

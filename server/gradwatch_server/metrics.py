@@ -181,7 +181,7 @@ def _add_runs(families: Families, session: Session) -> None:
     runs = session.scalars(
         select(Run).where(Run.status == "running").order_by(Run.id.desc()).limit(MAX_RUNS)
     ).all()
-    keys = {run.id: run.key for run in runs}
+    keys: dict[int | None, str] = {run.id: run.key for run in runs}
     for run in runs:
         _add_run(families, run)
     for optimizer in session.scalars(select(Optimizer).where(Optimizer.run_id.in_(keys))):

@@ -11,6 +11,7 @@ from pathlib import Path
 PREFIX = "GRADWATCH_"
 # What a setting may be, where not everything will do.
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "notify_local": ("refuse", "allow"),
     "log_format": ("text", "json"),
     "log_level": ("debug", "info", "warning", "error"),
 }
@@ -30,6 +31,7 @@ class Settings:
     database_url: str = ""  # SQLAlchemy URL; empty takes SQLite in data_dir
     broker_url: str = ""  # Celery broker; empty takes files in data_dir, without any server
     notify: str = ""  # Apprise URLs that get every alert, separated by spaces
+    notify_local: str = "refuse"  # or allow: alerts may go to loopback and link-local addresses
     server_token: str = ""  # bearer token that every request must carry; empty on loopback only
     dashboard_url: str = ""  # shown in alerts, and where the collector's front page leads
     judge_every_s: float = 2.0  # seconds between two judgements of a run

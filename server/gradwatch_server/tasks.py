@@ -177,7 +177,8 @@ def judge() -> None:
 def deliver() -> None:
     """Send the alerts that are due."""
     settings = _settings()
-    while alerts.deliver_due(_engine(), settings.channels, settings.dashboard_url):
+    local = settings.notify_local == "allow"
+    while alerts.deliver_due(_engine(), settings.channels, settings.dashboard_url, local):
         pass
 
 

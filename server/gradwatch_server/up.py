@@ -114,6 +114,8 @@ def _environment(
         **os.environ,
         "GRADWATCH_DATA_DIR": str(folder),
         "GRADWATCH_NOTIFY": " ".join(channels),
+        # Whoever starts this service is on this machine, and so may be what he wants told.
+        "GRADWATCH_NOTIFY_LOCAL": "allow",
         "GRADWATCH_DASHBOARD_URL": dashboard_url,
         # The dashboard must be let in where a token is asked for.
         **({"GRADWATCH_TOKEN": settings.server_token} if settings.server_token else {}),

@@ -166,6 +166,7 @@ def stack(
         "database": postgres.new_database(),
         "redis": redis.url,
         "GRADWATCH_NOTIFY": hook.url,
+        "GRADWATCH_NOTIFY_LOCAL": "allow",
         "GRADWATCH_DASHBOARD_URL": "https://gradwatch.example",
     }
     made = Stack(tmp_path, environ, ports)

@@ -30,7 +30,11 @@ def broken_run(start_collector, webhook) -> tuple[Any, Any, Deliver]:
     run = new_run(name="resnet", project="vision")
     lost = detail(7, np.full(4, 0.01), broken=[3, 0, 2, 0], loss=float("nan"))
     collector.store(run, [manifest(dense(4)), *healthy(range(7)), lost])
-    return collector, run, lambda: deliver_due(collector.engine, [webhook.url], DASHBOARD)
+    return (
+        collector,
+        run,
+        lambda: deliver_due(collector.engine, [webhook.url], DASHBOARD, local=True),
+    )
 
 
 def due_now(collector: Any) -> None:
@@ -151,7 +155,7 @@ def test_a_worker_killed_while_sending_is_replaced_when_its_lease_ends(broken_ru
 
 def test_a_channel_that_is_gone_from_the_settings_fails_with_that_reason(broken_run):
     collector, _, _ = broken_run
-    assert deliver_due(collector.engine, [], DASHBOARD) == 0
+    assert deliver_due(collector.engine, [], DASHBOARD, local=True) == 0
     (alert,) = collector.alerts()
     assert alert.state == "failed"
     assert "no longer configured" in alert.last_error
@@ -162,7 +166,7 @@ def test_one_dead_channel_does_not_keep_another_waiting(start_collector, webhook
     collector = start_collector(notify=f"{dead} {webhook.url}")
     lost = detail(0, [0.1] * 4, broken=1)
     collector.store(new_run(), [manifest(dense(4)), lost])
-    assert deliver_due(collector.engine, [dead, webhook.url], DASHBOARD) == 1
+    assert deliver_due(collector.engine, [dead, webhook.url], DASHBOARD, local=True) == 1
     states = {alert.channel: alert.state for alert in collector.alerts()}
     assert states == {channel_digest(dead): "pending", channel_digest(webhook.url): "sent"}
 
@@ -229,3 +233,33 @@ def test_a_channel_that_runs_code_reads_files_or_cannot_work_is_refused(url):
 )
 def test_a_channel_over_http_or_mail_is_accepted(url):
     check_channel(url)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "169.254.169.254", "[fe80::1]"],
+)
+def test_alerts_go_to_no_address_of_this_machine_or_its_link_unless_allowed(
+    start_collector, webhook, host
+):
+    url = f"json://{host}:{webhook.port}/alerts"
+    collector = start_collector(notify=url)
+    lost = detail(1, np.full(4, 0.01), broken=1.0)
+    collector.store(new_run(), [manifest(dense(4)), lost])
+    assert deliver_due(collector.engine, [url], "") == 0
+    assert webhook.paths == []
+    (alert,) = collector.alerts()
+    assert "GRADWATCH_NOTIFY_LOCAL" in alert.last_error
+
+
+def test_a_mail_server_on_this_machine_is_asked_for_too():
+    url = "mailto://me:secret@example.org?smtp=127.0.0.1&to=you@example.org"
+    assert "GRADWATCH_NOTIFY_LOCAL" in (alerts._send(url, "t", "b", "info", local=False) or "")
+
+
+def test_a_token_in_the_place_of_a_host_is_looked_up_nowhere(monkeypatch):
+    looked_up: list[str] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_: looked_up.append(host) or [])
+    slack = alerts._notifier("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#general")
+    assert not alerts._is_local(slack, "slack")
+    assert looked_up == []

@@ -51,6 +51,7 @@ class Cluster:
             "GRADWATCH_BROKER_URL": broker,
             "GRADWATCH_DATA_DIR": str(folder),
             "GRADWATCH_JUDGE_EVERY_S": "0.5",
+            "GRADWATCH_NOTIFY_LOCAL": "allow",
             "OMP_NUM_THREADS": "1",
             **settings,
         }

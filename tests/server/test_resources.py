@@ -439,7 +439,7 @@ def test_channels_are_shown_without_their_secrets(start_collector, webhook):
     secret = "json://user:hidden@127.0.0.1:9/secret"
     collector = start_collector(notify=f"{webhook.url} {secret}")
     run = stored(collector, [detail(1, [0.01] * LAYERS, broken=1.0)])
-    alerts.deliver_due(collector.engine, [webhook.url, secret], "")
+    alerts.deliver_due(collector.engine, [webhook.url, secret], "", local=True)
     views = collector.client.channels()
     assert [item.scheme for item in views] == ["json", "json"]
     assert (views[0].sent, views[0].pending) == (1, 0)
