@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 
-.PHONY: help demo install test quick lint types check bench missing clean
+.PHONY: help demo install test quick lint types check bench zoo missing clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
@@ -47,6 +47,9 @@ check: lint types test ## Everything that CI checks
 
 bench: install ## Run every benchmark and print its figures
 	$(BIN)/python benchmarks/all.py
+
+zoo: install ## Train every labelled fault and healthy job, judge them, print the score
+	$(BIN)/python -m tests.zoo
 
 missing: # Tests start their own services where the binaries are; say what else could be tested.
 	@sh .ci/missing

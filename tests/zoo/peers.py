@@ -22,6 +22,7 @@ class Peer(NamedTuple):
     """A set of rules, and the kinds of finding that they claim to tell."""
 
     name: str
+    kinds: frozenset[str]
     judge: Callable[[Window], set[str]]
 
 
@@ -147,10 +148,26 @@ def teaching_table(window: Window) -> set[str]:
     return found
 
 
+USUAL = ("vanishing", "exploding", "non_finite")
 PEERS: tuple[Peer, ...] = (
-    Peer("SageMaker Debugger", sagemaker_debugger),
-    Peer("AUTOTRAINER", autotrainer),
-    Peer("trainpulse", trainpulse),
-    Peer("gradscope", gradscope),
-    Peer("teaching table", teaching_table),
+    Peer(
+        "SageMaker Debugger",
+        frozenset(
+            {
+                "vanishing",
+                "non_finite",
+                "dead_units",
+                "learning_rate_too_high",
+                "learning_rate_too_low",
+                "never_updated",
+                "poor_initialisation",
+                "plateau",
+            }
+        ),
+        sagemaker_debugger,
+    ),
+    Peer("AUTOTRAINER", frozenset({*USUAL, "dead_units", "oscillation", "plateau"}), autotrainer),
+    Peer("trainpulse", frozenset({*USUAL, "loss_spike", "plateau"}), trainpulse),
+    Peer("gradscope", frozenset({*USUAL, "loss_spike"}), gradscope),
+    Peer("teaching table", frozenset({*USUAL, "dead_units"}), teaching_table),
 )
