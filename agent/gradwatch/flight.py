@@ -1,8 +1,8 @@
 """The flight recorder: the last steps of one optimizer, sent when a NaN appears.
 
 A detail frame reads all of the gradients and the weights, so there is one at every twentieth step
-or so. The recorder looks at a bounded sample of each gradient instead, about ten microseconds a
-layer whatever its size, at every step that its share of the budget allows. What is sampled stays
+or so. The recorder looks at a bounded sample of each gradient instead, a few microseconds a layer
+whatever its size, at every step that its share of the budget allows. What is sampled stays
 as it is, in memory, and becomes statistics only for the one time that it is asked for. The norms
 and scalars beside it are those of the frames, which cost nothing more.
 """
@@ -18,16 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradwatch.measure import gathered, gradients_of
+from gradwatch.measure import gradients_of
 from gradwatch.pacer import Pacer
 from gradwatch.reading import Ints
+from gradwatch.sampling import sampled
 from gradwatch.transfer import copied_event, to_host
 from gradwatch.wire.frame import Flight, Frame
 
 STEPS = 50
 # The agent's thread comes to it a little later; by then newer steps must not have pushed them out.
 KEPT = STEPS + 14
-SAMPLE = 64  # elements of each layer, fewer when there are more layers than this
+# Of 8 elements, of each layer; fewer when there are more layers than this.
+RUNS = 8
 FULLY_SAMPLED_LAYERS = 512
 # As one record: with very many layers fewer steps are sent.
 MAX_BYTES = 8 << 20
@@ -38,7 +40,7 @@ SAMPLE_COLUMNS = ("mean_abs", "absmax", "std", "zero_fraction")
 COLUMNS = FRAME_COLUMNS + SAMPLE_COLUMNS
 
 
-class Sampled(NamedTuple):
+class Sample(NamedTuple):
     """One step: elements of its gradients one after the other, perhaps still on their way."""
 
     manifest: int
@@ -56,7 +58,7 @@ class FlightRecorder:
 
     def __init__(self, budget: float) -> None:
         self.pacer = Pacer(1, budget * SHARE)
-        self._kept: collections.deque[tuple[int, Sampled]] = collections.deque(maxlen=KEPT)
+        self._kept: collections.deque[tuple[int, Sample]] = collections.deque(maxlen=KEPT)
 
     def sample(
         self, step: int, manifest: int, parameters: Sequence[Tensor], scale: Tensor | None = None
@@ -65,12 +67,12 @@ class FlightRecorder:
         present, gradients = gradients_of(parameters)
         if not present:
             return
-        count = min(SAMPLE, max(1, SAMPLE * FULLY_SAMPLED_LAYERS // len(parameters)))
-        elements, sizes = gathered(gradients, count)
+        runs = min(RUNS, max(1, RUNS * FULLY_SAMPLED_LAYERS // len(parameters)))
+        places, sizes, elements = sampled(gradients, runs)
         device = elements.device
         elements = to_host(elements if scale is None else elements / scale.to(device))
-        sampled = Sampled(manifest, present, sizes, elements, copied_event(device))
-        self._kept.append((step, sampled))
+        layers = [present[place] for place in places]
+        self._kept.append((step, Sample(manifest, layers, sizes, elements, copied_event(device))))
 
     def flight(
         self, optimizer: str, rank: int, layers: int, step: int, frames: Iterable[Frame]
@@ -110,28 +112,28 @@ def _courses(scalars: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, .
     return {name: tuple(told.get(name, float("nan")) for told in scalars) for name in names}
 
 
-def _statistics(sampled: Sampled | None, frame: Frame | None, layers: int) -> NDArray[np.float32]:
+def _statistics(sample: Sample | None, frame: Frame | None, layers: int) -> NDArray[np.float32]:
     """float32[len(COLUMNS), layers] of one step, NaN where nothing was measured."""
     found = np.full((len(COLUMNS), layers), np.nan, dtype=np.float32)
     for place, name in enumerate(FRAME_COLUMNS):
         row = frame.row(name) if frame is not None else None
         if row is not None:
             found[place] = row
-    if sampled is not None:
-        found[len(FRAME_COLUMNS) :, sampled.present] = _of_sample(sampled)
+    if sample is not None:
+        found[len(FRAME_COLUMNS) :, sample.present] = _of_sample(sample)
     return found
 
 
-def _of_sample(sampled: Sampled) -> NDArray[np.float64]:
+def _of_sample(sample: Sample) -> NDArray[np.float64]:
     """float64[len(SAMPLE_COLUMNS), layers with a gradient]."""
-    if sampled.copied is not None:
-        sampled.copied.synchronize()
-    values = sampled.elements.numpy().astype(np.float64)
-    starts = np.cumsum(sampled.sizes) - sampled.sizes
+    if sample.copied is not None:
+        sample.copied.synchronize()
+    values = sample.elements.numpy().astype(np.float64)
+    starts = np.cumsum(sample.sizes) - sample.sizes
     magnitudes = np.abs(values)
 
     def mean(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.add.reduceat(of, starts) / sampled.sizes
+        return np.add.reduceat(of, starts) / sample.sizes
 
     with np.errstate(all="ignore"):
         variance = mean(values**2) - mean(values) ** 2

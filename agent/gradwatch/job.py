@@ -156,7 +156,7 @@ class Job:
     def _send(self, pending: PendingFrame) -> None:
         """In either thread, whichever is first."""
         if pending.claim() and not pending.empty:
-            self.outlet.submit(lambda: self._finished(pending))
+            self.outlet.submit(lambda: self._finished(pending), hurry=pending.hurry)
 
     def _finished(self, pending: PendingFrame) -> Sequence[Record]:
         """In the sending thread: the frame with all of its numbers, and what a NaN brings along."""

@@ -19,18 +19,19 @@ from gradwatch.clipping import Clipped
 from gradwatch.layers import Layer
 from gradwatch.reading import SAMPLE_SIZE, Details, Ints, Reading, Weights
 from gradwatch.reduce import Reduced, finiteness, norms_of, reduce_layers
+from gradwatch.sampling import EMPTY, joined, sampled
 from gradwatch.transfer import copied_event, to_host
 from gradwatch.units import UnitCounter
 
-# Elements of a layer's weights that their movement and spread are taken from.
-WEIGHT_SAMPLE_SIZE = 128
+# Of 8 elements, of each layer's weights, that their movement and spread are taken from.
+WEIGHT_RUNS = 16
 # A layer of no more elements is copied whole.
 WHOLE_SIZE = SAMPLE_SIZE
 # A model of no more elements is copied whole (8 MB), unless this many copies wait already.
 SMALL_MODEL = 1 << 21
 MAX_COPIES = 3
 REAL = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
-EMPTY = torch.empty(0, dtype=torch.float64)
+Rows = dict[str, Tensor]
 NOTHING = Reduced(EMPTY, EMPTY, EMPTY, [])
 
 
@@ -40,7 +41,7 @@ class Meter:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._units = UnitCounter(layers)
         self._weights: tuple[int, Tensor] | None = None  # step, sample
-        self._copies: list[Reading] = []
+        self._copies: list[tuple[Reading, Tensor]] = []
 
     def norms(
         self,
@@ -58,7 +59,15 @@ class Meter:
         norms = clipped.norms_of(gradients) if clipped is not None else None
         if norms is None:
             norms = norms_of(gradients)
-        return _reading(len(parameters), present, gradients, norms, scale, None)
+        rows = _rows(gradients, norms)
+        return Reading(
+            len(parameters),
+            present,
+            rows,
+            None if scale is None else to_host(scale.detach().clone()),
+            copied_event(gradients[0].device),
+            broken=_known_broken(rows),
+        )
 
     def details(
         self, parameters: Sequence[Tensor], scale: Tensor | None = None, step: int = 0
@@ -72,11 +81,15 @@ class Meter:
         if not present:
             return None
         sizes = [gradient.numel() for gradient in gradients]
-        self._copies = [reading for reading in self._copies if not reading.resolved]
-        small = sum(sizes) <= SMALL_MODEL and len(self._copies) < MAX_COPIES
+        waiting = [copy for copy in self._copies if not copy[0].resolved]
+        small = sum(sizes) <= SMALL_MODEL and len(waiting) < MAX_COPIES
         whole = SMALL_MODEL if small else WHOLE_SIZE
-        sample, sample_sizes = gathered(gradients, SAMPLE_SIZE, whole)
-        norms, reduced, large = self._reduced(present, gradients, whole)
+        # New memory costs more than the copy: that of a frame which is done with is used again.
+        rooms = [room for reading, room in self._copies if reading.resolved]
+        sample, sample_sizes = _gathered(gradients, whole, rooms[0] if rooms and small else None)
+        rows, reduced, large = (
+            ({}, NOTHING, []) if small else self._reduced(present, gradients, whole)
+        )
         details = Details(
             shapes=[tuple(gradient.shape) for gradient in gradients],
             sizes=np.array(sizes, dtype=np.int64),
@@ -85,24 +98,31 @@ class Meter:
             large=large,
             l1=to_host(reduced.l1),
             sum=to_host(reduced.sum),
-            peaks=to_host(_joined(reduced.peaks)),
+            peaks=to_host(joined(reduced.peaks)),
             peak_sizes=[peak.numel() for peak in reduced.peaks],
             weight_norm=to_host(norms_of([plain(parameters[layer]) for layer in present])),
             weights=self._movement(parameters, step),
             units=self._units,
         )
-        reading = _reading(len(parameters), present, gradients, norms, scale, details)
-        if small:
-            self._copies.append(reading)
+        reading = Reading(
+            len(parameters),
+            present,
+            rows,
+            None if scale is None else to_host(scale.detach().clone()),
+            copied_event(sample.device),
+            details,
+            broken=_broken(sample) if small else _known_broken(rows),
+        )
+        self._copies = [*waiting, (reading, sample)] if small else waiting
         return reading
 
     def _reduced(
         self, present: list[int], gradients: list[Tensor], whole: int
-    ) -> tuple[Tensor, Reduced, list[int]]:
+    ) -> tuple[Rows, Reduced, list[int]]:
         """Norms of all gradients, and what is reduced of those too large to be copied."""
         large = [place for place, gradient in enumerate(gradients) if gradient.numel() > whole]
         if not large:
-            return norms_of(gradients), NOTHING, large
+            return _rows(gradients, norms_of(gradients)), NOTHING, large
         dims = [
             self._units.dim(present[place]) if self._units.counts(present[place]) else None
             for place in large
@@ -113,62 +133,53 @@ class Meter:
         norms[large] = reduced.norm.to(norms.device)
         if rest:
             norms[rest] = norms_of([gradients[place] for place in rest]).to(norms.device)
-        return norms, reduced, large
+        return _rows(gradients, norms), reduced, large
 
     def _movement(self, parameters: Sequence[Tensor], step: int) -> Weights:
         """A sample of the weights, beside that of the detail frame before."""
-        sample, sizes = gathered([plain(tensor) for tensor in parameters], WEIGHT_SAMPLE_SIZE)
+        places, sizes, sample = sampled([plain(tensor) for tensor in parameters], WEIGHT_RUNS)
         now = to_host(sample.double())
         past, before = self._weights or (step, None)
         if before is not None and before.shape != now.shape:
             before = None
         self._weights = (step, now)
-        return Weights(sizes, now, before, max(step - past, 1))
+        return Weights(places, sizes, now, before, max(step - past, 1))
 
 
-def _reading(
-    layers: int,
-    present: list[int],
-    gradients: list[Tensor],
-    norms: Tensor,
-    scale: Tensor | None,
-    details: Details | None,
-) -> Reading:
-    """A reading whose numbers are on their way, or there."""
-    rows = {name: to_host(row) for name, row in finiteness(gradients, norms).items()}
-    divisor = None if scale is None else to_host(scale.detach().clone())
-    return Reading(layers, present, rows, divisor, copied_event(gradients[0].device), details)
+def _rows(gradients: list[Tensor], norms: Tensor) -> Rows:
+    """Norms, and which are finite, on their way to the CPU or there."""
+    return {name: to_host(row) for name, row in finiteness(gradients, norms).items()}
 
 
-def gathered(tensors: Sequence[Tensor], count: int, whole: int = 0) -> tuple[Tensor, Ints]:
-    """Up to `count` elements of each at equal distances, from end to end; all of one that has no
-    more than `whole`. One after the other, on the device of the first, with how many of each.
+def _known_broken(rows: Rows) -> bool:
+    return "nonfinite" in rows and bool(rows["nonfinite"].numpy().any())
+
+
+def _broken(copy: Tensor) -> bool:
+    """Whether an element is not finite. On an accelerator that is not known at once: False."""
+    if copy.device.type != "cpu" or math.isfinite(copy.sum().item()):
+        return False
+    return not bool(torch.isfinite(copy).all())  # a sum of finite numbers can overflow
+
+
+def _gathered(gradients: Sequence[Tensor], whole: int, room: Tensor | None) -> tuple[Tensor, Ints]:
+    """Up to SAMPLE_SIZE elements of each at equal distances, from end to end; all of one that has
+    no more than `whole`. One after the other, on the device of the first, with how many of each.
+
+    room: where they may be put, if it is of their size.
     """
     parts: list[Tensor] = []
     sizes: list[int] = []
-    for tensor in tensors:
-        size = tensor.numel()
-        step = 1 if size <= whole else max(-(-size // count), 1)
+    for gradient in gradients:
+        size = gradient.numel()
+        step = 1 if size <= whole else max(-(-size // SAMPLE_SIZE), 1)
         # A step that shares a factor with the rows' length sees the same few columns of each.
-        while step > 1 and math.gcd(step, tensor.shape[-1]) > 1:
+        while step > 1 and math.gcd(step, gradient.shape[-1]) > 1:
             step += 1
-        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
+        flat = gradient.view(-1) if gradient.is_contiguous() else gradient.flatten()
         parts.append(flat[::step] if step > 1 else flat)
         sizes.append(-(-size // step))
-    return _joined(parts), np.array(sizes, dtype=np.int64)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Vectors as one, on the device of the first, in float32 or float64."""
-    if not parts:
-        return EMPTY
-    first = parts[0]
-    if any(part.device != first.device for part in parts):
-        parts = [part.to(first.device, non_blocking=True) for part in parts]
-    if any(part.dtype != first.dtype for part in parts):
-        parts = [part.double() for part in parts]
-    joined = torch.cat(parts)
-    return joined if joined.dtype in (torch.float32, torch.float64) else joined.float()
+    return joined(parts, room), np.array(sizes, dtype=np.int64)
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
 FLUSH_EVERY_S = 1.0
 POLL_S = 0.2
 QUEUE_LIMIT = 1024
+WAKE_AT = 128  # frames that wait, at which the thread is woken
 BATCH_BYTES = 2 << 20
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -51,7 +51,8 @@ class Outlet:
         self._introduced = False
         self._manifests_owed = False  # the collector may lack some, which no batch on its way has
         self._manifests: dict[tuple[str, int], bytes] = {}
-        self._queue: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
+        self._queue: collections.deque[Parcel] = collections.deque()
+        self._wake = threading.Event()
         self._encoded: list[bytes] = []
         self._encoded_bytes = 0
         self._backoff_s = FIRST_BACKOFF_S
@@ -63,22 +64,26 @@ class Outlet:
         self._thread = threading.Thread(target=self._work, name="gradwatch", daemon=True)
         self._thread.start()
 
-    def submit(self, parcel: Parcel, always: bool = False) -> bool:
+    def submit(self, parcel: Parcel, always: bool = False, hurry: bool = True) -> bool:
         """Hand over without waiting; False when the queue is full and the parcel is dropped.
 
-        always: for what is rare and what frames are worth nothing without.
+        always: for what is rare and what frames are worth nothing without. hurry: wake the thread;
+        else it comes by itself several times a second, and costs the training thread no switch.
         """
-        if self._queue.qsize() >= QUEUE_LIMIT and not always:
+        waiting = len(self._queue)
+        if waiting >= QUEUE_LIMIT and not always:
             self.drops["queue_full"] += 1
             return False
-        self._queue.put(parcel)
+        self._queue.append(parcel)
+        if hurry or waiting >= WAKE_AT:
+            self._wake.set()
         return True
 
     def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> bool:
         """Send what is there; False when some of it could not be sent by the deadline."""
         self._closing_at = time.monotonic()
         self._closing.set()
-        self._queue.put(None)
+        self._wake.set()
         self._thread.join(deadline_s)
         return not self._thread.is_alive() and self._spool is None
 
@@ -94,7 +99,7 @@ class Outlet:
             try:
                 self._on_tick()
                 urgent = parcel is not None and self._take(parcel)
-                done = parcel is None and self._closing.is_set() and not self._queue.qsize()
+                done = parcel is None and self._closing.is_set() and not self._queue
                 due = time.monotonic() - flushed_at >= FLUSH_EVERY_S
                 if urgent or due or done or self._encoded_bytes >= BATCH_BYTES:
                     self._flush()
@@ -109,8 +114,11 @@ class Outlet:
                 say(f"a frame was lost to an internal error: {told(error)}")
 
     def _next_parcel(self) -> Parcel | None:
-        with contextlib.suppress(queue.Empty):
-            return self._queue.get(timeout=POLL_S)
+        if not self._queue:
+            self._wake.wait(POLL_S)
+            self._wake.clear()  # before the queue is looked at, so that nothing waits unseen
+        with contextlib.suppress(IndexError):
+            return self._queue.popleft()
         return None
 
     def _take(self, parcel: Parcel) -> bool:

@@ -30,6 +30,7 @@ class PendingFrame:
     ) -> None:
         self.optimizer = optimizer
         self.step = step
+        self.hurry = False  # whether it is worth waking the agent's thread
         self.opened_at = time.monotonic()
         self.scalars: dict[str, Callable[[], float]] = {}
         self._time = time.time()

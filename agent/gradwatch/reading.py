@@ -52,7 +52,8 @@ class Statistics(NamedTuple):
 class Weights(NamedTuple):
     """A sample of every layer's weights, and the one before it, perhaps still on their way."""
 
-    sizes: Ints  # elements of each layer
+    places: Sequence[int]  # of the layers, in the order of their elements
+    sizes: Ints  # elements of each
     now: Tensor  # float64[sum of sizes]
     before: Tensor | None
     steps: int  # optimizer steps between the two
@@ -84,8 +85,10 @@ class Reading:
     """What was read of the gradients at one step, perhaps still on its way from a device.
 
     layers: how many the frame speaks of. present: those that have a gradient, of which all else
-    here speaks. rows: `norm`, and `nonfinite` or `peak`. scale: what the gradients are to be
-    divided by. copied: fires when all of it has arrived. Tensors are on the CPU.
+    here speaks. rows: `norm`, and `nonfinite` or `peak`; none where all gradients were copied.
+    scale: what the gradients are to be divided by. copied: fires when all of it has arrived.
+    broken: whether a gradient is not finite; on an accelerator that is not known at once. Tensors
+    are on the CPU.
     """
 
     def __init__(
@@ -96,7 +99,9 @@ class Reading:
         scale: Tensor | None,
         copied: torch.Event | None,
         details: Details | None = None,
+        broken: bool = False,
     ) -> None:
+        self.broken = broken
         self._layers = layers
         self._present = present
         self._rows = rows
@@ -104,11 +109,6 @@ class Reading:
         self._copied = copied
         self._details = details
         self._found: Statistics | None = None
-
-    @property
-    def broken(self) -> bool:
-        """Whether a gradient is not finite. On an accelerator that is not known at once: False."""
-        return "nonfinite" in self._rows and bool(self._rows["nonfinite"].numpy().any())
 
     @property
     def resolved(self) -> bool:
@@ -126,10 +126,13 @@ class Reading:
 
     def _statistics(self, scale: float) -> Statistics:
         rows = {name: row.numpy() for name, row in self._rows.items()}
-        found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
         if self._details is None:
+            found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
             return Statistics(NORM_COLUMNS, self._matrix(found, NORM_COLUMNS))
         sample = Sample.of(self._details)
+        if not rows:
+            rows = sample.norms()
+        found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
         found |= _statistics(self._details, self._present, sample, found["norm"], scale)
         histograms = np.zeros((self._layers, BUCKETS), dtype=np.uint16)
         histograms[self._present] = sample.histograms(scale)
@@ -170,6 +173,12 @@ class Sample(NamedTuple):
     def part(self, gradient: int) -> NDArray[Any]:
         start = self.starts[gradient]
         return self.values[start : start + self.sizes[gradient]]
+
+    def norms(self) -> dict[str, Floats]:
+        """Of gradients that were copied whole. float64[gradients] each."""
+        squares = np.add.reduceat(np.square(self.values, dtype=np.float64), self.starts)
+        broken = np.add.reduceat(~np.isfinite(self.values), self.starts, dtype=np.int64)
+        return {"norm": np.sqrt(squares), "nonfinite": broken.astype(np.float64)}
 
     def histograms(self, scale: float) -> NDArray[np.uint16]:
         """Counts of SAMPLE_SIZE elements of each gradient at most. uint16[gradients, BUCKETS]."""
@@ -242,7 +251,8 @@ def movement(weights: Weights) -> tuple[Floats, Floats]:
     the updates between them once they have cancelled. Returns float64[layers] twice.
     """
     layers = len(weights.sizes)
-    layer = np.repeat(np.arange(layers), weights.sizes)
+    layer = np.repeat(weights.places, weights.sizes)
+    sizes = np.bincount(layer, minlength=layers)
     now = weights.now.numpy()
 
     def summed(values: Floats) -> Floats:
@@ -250,12 +260,12 @@ def movement(weights: Weights) -> tuple[Floats, Floats]:
 
     with np.errstate(all="ignore"):  # weights may be 0, or no numbers any more
         square = summed(now**2)
-        mean = summed(now) / weights.sizes
-        variance = square / weights.sizes - mean**2
+        mean = summed(now) / sizes
+        variance = square / sizes - mean**2
         # Equal weights leave a variance of rounding errors alone.
         variance = np.where(variance > 1e-12 * mean**2, variance, 0.0)
-        spread = np.sqrt(variance / (square / weights.sizes))
-        spread[weights.sizes < 2] = np.nan
+        spread = np.sqrt(variance / (square / sizes))
+        spread[sizes < 2] = np.nan
         if weights.before is None:
             return np.full(layers, np.nan), spread
         moved = np.sqrt(summed((now - weights.before.numpy()) ** 2) / square) / weights.steps

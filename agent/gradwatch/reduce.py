@@ -104,7 +104,7 @@ def _reduced_piece(piece: Tensor, room: _Room) -> tuple[Tensor, Tensor, Tensor, 
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     """L2 norm of each. float64[len(gradients)]."""
-    if not any(needs_pieces(each) for each in gradients):
+    if max(map(Tensor.numel, gradients), default=0) <= LARGE:
         return _multi_norm(gradients, 2)
     pieces = [_split(each) if needs_pieces(each) else (each,) for each in gradients]
     norms = _multi_norm([piece for split in pieces for piece in split], 2)
@@ -122,9 +122,13 @@ def needs_pieces(gradient: Tensor) -> bool:
     return gradient.numel() > LARGE and gradient.device.type == "cpu"
 
 
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """Its dimensions in the order of memory, which those of a transposed one are not."""
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+
+
 def _split(gradient: Tensor) -> Sequence[Tensor]:
-    # In the order of memory, which that of a transposed gradient or of channels last is not.
-    ordered = gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
+    ordered = in_memory_order(gradient)
     if ordered.is_contiguous():
         return ordered.view(-1).split(NORM_PIECE)
     return ordered.split(max(1, NORM_PIECE * len(ordered) // ordered.numel()))
@@ -140,6 +144,8 @@ def finiteness(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
         return {"norm": norms, "peak": _multi_norm(gradients, float("inf"))}
     counts = torch.zeros_like(norms)
     known = norms.numpy()
+    if known.min() >= TINY_NORM and known.max() < float("inf"):
+        return {"norm": norms, "nonfinite": counts}
     for place in (~((known >= TINY_NORM) & (known < float("inf")))).nonzero()[0].tolist():
         gradient = gradients[place]
         # Squares of finite float32 values overflow from 1.8e19 on, and are 0 below 1e-23.
@@ -151,6 +157,8 @@ def finiteness(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
 
 def _multi_norm(tensors: Sequence[Tensor], order: float) -> Tensor:
     """A norm of each, accumulated in float32 at least. float64[len(tensors)]."""
+    if all(tensor.dtype is torch.float32 for tensor in tensors) and _on_one_device(tensors):
+        return torch.stack(foreach_norm(tensors, order)).double()
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(place)
@@ -159,7 +167,12 @@ def _multi_norm(tensors: Sequence[Tensor], order: float) -> Tensor:
         found = foreach_norm([tensors[place] for place in places], order, dtype=_wide(dtype))
         for place, norm in zip(places, found, strict=True):
             norms[place] = norm
-    return _stack(norms) if len(groups) > 1 else torch.stack(norms).double()
+    return _stack(norms)
+
+
+def _on_one_device(tensors: Sequence[Tensor]) -> bool:
+    first = tensors[0].device
+    return all(tensor.device == first for tensor in tensors)
 
 
 def _stack(values: Sequence[Tensor]) -> Tensor:

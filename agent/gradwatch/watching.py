@@ -66,8 +66,9 @@ class OptimizerWatch:
         self._models = None if models is None else [weakref.ref(model) for model in models]
         self._found: list[weakref.ref[nn.Module]] = []  # the models, when none were given
         self._layers: list[Layer] = []
+        self._parameters: list[Tensor] = []  # theirs
         self._meter = Meter(())
-        self._signature: list[tuple[int, bool]] = []
+        self._signature: tuple[list[int], list[bool]] | None = None
         self._dirty = True
         self._version = 0
         self._faults = 0
@@ -122,7 +123,7 @@ class OptimizerWatch:
 
     def _forget(self, _: object = None) -> None:
         """The optimizer is gone or finished with: keep none of its tensors alive."""
-        self._layers, self._signature = [], []
+        self._layers, self._parameters, self._signature = [], [], None
         self._sentinel = None
         self._meter = Meter(())
 
@@ -193,7 +194,7 @@ class OptimizerWatch:
         detail_due = detail_due and not self._replica
         reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
-        turned = not skipped and self._turned_non_finite()
+        turned = not (norm_due or detail_due or skipped) and self._turned_non_finite()
         norm_due |= turned
         if skipped and not self._version:
             self._current_parameters()  # no frame is worth anything without its manifest
@@ -220,6 +221,9 @@ class OptimizerWatch:
             frame.measured("grad_scale", read_scalar(loss_scale))
         self._job.open_frame(frame)
         broken = turned or (reading is not None and reading.broken)
+        if reading is not None:
+            self._broken = broken
+        frame.hurry = broken or detail_due  # a detail frame holds copies of gradients
         if not skipped:
             self._locate(trace, broken)
         cost_s = time.perf_counter() - started
@@ -234,7 +238,7 @@ class OptimizerWatch:
 
     def _locate(self, trace: Trace | None, broken: bool) -> None:
         """Before the step: read what was traced, and keep the weights that NaN will reach."""
-        weights = [layer.parameter for layer in self._layers]
+        weights = self._parameters
         if trace is not None:
             explain = self.locator.explain(trace, self.step, gradient_storages(weights))
             self._job.explain(explain)
@@ -249,8 +253,8 @@ class OptimizerWatch:
         if not self.recorder.pacer.due(self.step, elapsed_s) or self._replica:
             return
         started = time.perf_counter()
-        layers = [layer.parameter for layer in self._layers]
-        self.recorder.sample(self.step, max(1, self._version), layers, carried_scale(optimizer))
+        scale = carried_scale(optimizer)
+        self.recorder.sample(self.step, max(1, self._version), self._parameters, scale)
         self.recorder.pacer.took(self.step, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
@@ -269,13 +273,12 @@ class OptimizerWatch:
     def _current_parameters(self) -> list[Tensor]:
         """The layers' tensors; describes them anew when they are not those of the last frame."""
         held = self.held()
-        known = [layer.parameter for layer in self._layers]
-        signature = [(id(tensor), tensor.requires_grad) for tensor in (*held, *known)]
+        signature = _signature(held, self._parameters)
         if self._dirty or self._order is not None or signature != self._signature:
             self._describe(held)
-            known = [layer.parameter for layer in self._layers]
-            self._signature = [(id(tensor), tensor.requires_grad) for tensor in (*held, *known)]
-        return known
+            self._parameters = [layer.parameter for layer in self._layers]
+            self._signature = _signature(held, self._parameters)
+        return self._parameters
 
     def _describe(self, held: list[Tensor]) -> None:
         """Name the layers, order them, and send the manifest."""
@@ -342,6 +345,12 @@ def uncompiled(function: F) -> F:
     own step, and comes back to it.
     """
     return cast("F", torch.compiler.disable(function))
+
+
+def _signature(held: list[Tensor], known: list[Tensor]) -> tuple[list[int], list[bool]]:
+    """What changes when parameters come, go, freeze or thaw."""
+    tensors = held + known
+    return list(map(id, tensors)), [tensor.requires_grad for tensor in tensors]
 
 
 def _key(layer: Layer) -> tuple[str, int]:

@@ -1,0 +1,83 @@
+"""Samples of many tensors, in few operations.
+
+Elements that lie far apart in memory cost a wait each, so a sample is of runs: several elements in
+a row, and the runs at equal distances from end to end.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch.reduce import in_memory_order
+
+RUN = 8  # elements
+EMPTY = torch.empty(0, dtype=torch.float64)
+
+
+class Sampled(NamedTuple):
+    """places: of the tensors, in the order of their elements. sizes: elements of each."""
+
+    places: list[int]
+    sizes: NDArray[np.int64]
+    elements: Tensor
+
+
+def sampled(tensors: Sequence[Tensor], runs: int) -> Sampled:
+    """So many runs of each tensor, all of one that has no more than a sample's elements."""
+    size = runs * RUN
+    large = [place for place, each in enumerate(tensors) if each.numel() > size]
+    small = [place for place, each in enumerate(tensors) if each.numel() <= size]
+    parts = [tensors[place].reshape(-1) for place in small]
+    if large:
+        parts.append(joined([_runs(tensors[place], runs) for place in large]).view(-1))
+    sizes = [tensors[place].numel() for place in small] + [size] * len(large)
+    return Sampled(small + large, np.array(sizes, dtype=np.int64), joined(parts))
+
+
+def _runs(tensor: Tensor, runs: int) -> Tensor:
+    """Elements at equal distances, each with those after it. A view of shape [runs, RUN]."""
+    if not tensor.is_contiguous():
+        tensor = in_memory_order(tensor).contiguous()
+    distance = _distance(tensor.numel(), tensor.shape[-1], runs)
+    return tensor.as_strided((runs, RUN), (distance, 1))
+
+
+@functools.lru_cache(maxsize=4096)
+def _distance(size: int, width: int, runs: int) -> int:
+    """Between the first elements of two runs of a tensor whose rows have this width."""
+    distance = (size - RUN) // max(1, runs - 1)
+    # One that shares a factor with the width sees the same few columns of each row.
+    while distance > 1 and math.gcd(distance, width) > 1:
+        distance -= 1
+    return distance
+
+
+def joined(parts: list[Tensor], room: Tensor | None = None) -> Tensor:
+    """Tensors one after the other, on the device of the first, in float32 or float64.
+
+    room: where they may be put, if it is of their size and type.
+    """
+    if not parts:
+        return EMPTY
+    first = parts[0]
+    if any(part.device != first.device for part in parts):
+        parts = [part.to(first.device, non_blocking=True) for part in parts]
+    if any(part.dtype != first.dtype for part in parts):
+        parts = [part.double() for part in parts]
+    if (
+        room is not None
+        and room.dtype == parts[0].dtype
+        and room.device == first.device
+        and room.numel() == sum(map(Tensor.numel, parts))
+    ):
+        return torch.cat(parts, out=room)
+    joined = torch.cat(parts)
+    return joined if joined.dtype in (torch.float32, torch.float64) else joined.float()
