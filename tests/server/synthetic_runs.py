@@ -61,7 +61,9 @@ def frame(
     )
 
 
-def detail(step: int, rms: ArrayLike, broken: ArrayLike = 0.0, loss: float = 1.0) -> Frame:
+def detail(
+    step: int, rms: ArrayLike, broken: ArrayLike = 0.0, loss: float = 1.0, **given: Any
+) -> Frame:
     """A frame with every statistic, of layers whose gradients have these element RMS."""
     size = np.asarray(rms, dtype=np.float64)
     root = float(UNITS)  # square root of the number of elements
@@ -74,7 +76,8 @@ def detail(step: int, rms: ArrayLike, broken: ArrayLike = 0.0, loss: float = 1.0
         "nonfinite": np.broadcast_to(np.asarray(broken, dtype=np.float64), size.shape),
         "weight_norm": np.full_like(size, 0.1 * root),
     }
-    return frame(step, np.stack([rows[name] for name in DETAILS]), DETAILS, {"loss": loss})
+    matrix = np.stack([rows[name] for name in DETAILS])
+    return frame(step, matrix, DETAILS, {"loss": loss}, **given)
 
 
 def healthy(steps: Sequence[int] | range, layers: int = 4) -> list[Frame]:
