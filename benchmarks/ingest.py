@@ -3,8 +3,9 @@
 300 layers, 8 statistics. `every`: all of them at every step; `default`: the norm at every step and
 the rest at each 20th, as the agent does unless told otherwise; histograms at each 20th step. Rates
 are layer-steps a second, sizes are bytes a layer-step at rest. The limit is the plain write of the
-same bytes with an fsync a batch. MLflow and TensorBoard do the same work where they are installed:
-pip install 'gradwatch[bench]'.
+same bytes with an fsync a batch. As a run grows: the rate of its first million layer-steps beside
+that of the million before the ten millionth. MLflow and TensorBoard do the same work where they
+are installed: pip install 'gradwatch[bench]'.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ STATISTICS = (
 )
 NORMS = ("norm", "nonfinite")
 DETAIL_EVERY = 20
+# Ten million layer-steps of one run.
+GROWTH_FRAMES = 34_000
 BATCH_FRAMES = 50
 SAMPLE = 1024
 AGENTS = (1, 100)
@@ -83,6 +86,15 @@ class Rate(NamedTuple):
     collector_cpu_us: float  # a layer-step
     database_cpu_us: float  # a layer-step; SQLite's is the collector's
     bytes_a_layer_step: float
+
+
+class Growth(NamedTuple):
+    """How the rate of one agent holds as its run grows."""
+
+    database: str
+    layer_steps: int
+    first_a_s: float  # of the first tenth
+    last_a_s: float  # of the last tenth
 
 
 class Course:
@@ -172,6 +184,7 @@ class Agent(threading.Thread):
         self._bodies = bodies
         self._start_signal = start
         self.refused = 0
+        self.acknowledged_at: list[float] = []
         self._until_stored(lambda: self._transport.introduce(self._run))
         self._until_stored(lambda: self._send(encode_batch([manifest()])))
 
@@ -179,6 +192,7 @@ class Agent(threading.Thread):
         self._start_signal.wait()
         for body in self._bodies:
             self._until_stored(lambda body=body: self._send(body))
+            self.acknowledged_at.append(time.perf_counter())
 
     def _send(self, body: bytes) -> Any:
         return self._transport.deliver(self._run.id, body)
@@ -239,6 +253,28 @@ def measure(
         collector_cpu / layer_steps * 1e6,
         database_cpu / layer_steps * 1e6,
         (size() - empty) / layer_steps,
+    )
+
+
+def grow(database: str, url: str, frames: int, folder: Path) -> Growth:
+    """Store one long run; how fast its first tenth and its last tenth went."""
+    bodies = batches(1, frames, CADENCES[2])
+    go = threading.Event()
+    with CollectorProcess(url, folder) as collector:
+        collector.wait_ready()
+        agent = Agent(collector.url, 0, bodies, go)
+        agent.start()
+        began = time.perf_counter()
+        go.set()
+        agent.join()
+    at = [began, *agent.acknowledged_at]
+    tenth = len(bodies) // 10
+    layer_steps = tenth * BATCH_FRAMES * LAYERS
+    return Growth(
+        database,
+        frames * LAYERS,
+        layer_steps / (at[tenth] - at[0]),
+        layer_steps / (at[-1] - at[-1 - tenth]),
     )
 
 
@@ -399,6 +435,18 @@ def rates(
     return found
 
 
+def growths(
+    kinds: Sequence[str], frames: int, folder: Path, say: Callable[[str], None]
+) -> list[Growth]:
+    found: list[Growth] = []
+    for kind in kinds:
+        with KINDS[kind](folder) as database:
+            say(f"{kind}, a run that grows")
+            place = Path(tempfile.mkdtemp(dir=folder))
+            found.append(grow(kind, database.new()[0], frames, place))
+    return found
+
+
 def peers(folder: Path, say: Callable[[str], None]) -> dict[str, tuple[float, float] | None]:
     """Layer-steps/s and bytes a layer-step of each; None for one that is not installed."""
     found: dict[str, tuple[float, float] | None] = {}
@@ -431,22 +479,26 @@ def main() -> None:
         folder = Path(name)
         try:
             measured = rates(kinds, sizes, folder, say)
+            grown = growths(kinds, GROWTH_FRAMES // (10 if given.quick else 1), folder, say)
         except MissingError as error:
             sys.exit(f"{error}, or ask for --database sqlite alone")
         others = {} if given.no_peers else peers(folder, say)
     if given.json:
-        print(json.dumps(figures(measured, others)))
+        print(json.dumps(figures(measured, grown, others)))
     else:
         print(file=sys.stderr)
-        show(measured, others)
+        show(measured, grown, others)
 
 
 def figures(
-    measured: Sequence[Rate], others: dict[str, tuple[float, float] | None]
+    measured: Sequence[Rate],
+    grown: Sequence[Growth],
+    others: dict[str, tuple[float, float] | None],
 ) -> dict[str, object]:
     """The same as the table, for programs."""
     return {
         "collector": [rate._asdict() for rate in measured],
+        "growth": [growth._asdict() for growth in grown],
         "peers": {
             name: found and {"layer_steps_a_s": found[0], "bytes_a_layer_step": found[1]}
             for name, found in others.items()
@@ -454,7 +506,11 @@ def figures(
     }
 
 
-def show(measured: Sequence[Rate], others: dict[str, tuple[float, float] | None]) -> None:
+def show(
+    measured: Sequence[Rate],
+    grown: Sequence[Growth],
+    others: dict[str, tuple[float, float] | None],
+) -> None:
     """The table for people."""
     print(
         f"{'database':12}{'cadence':25}{'agents':>7}{'layer-steps/s':>15}{'bar':>12}"
@@ -469,6 +525,12 @@ def show(measured: Sequence[Rate], others: dict[str, tuple[float, float] | None]
             f"{rate.database:12}{rate.cadence:25}{rate.agents:>7}{rate.layer_steps_a_s:>15,.0f}"
             f"{shown_bar}{rate.collector_cpu_us:>9.3f} us{rate.database_cpu_us:>8.3f} us"
             f"{rate.bytes_a_layer_step:>8.2f}{'' if np.isnan(size_bar) else f'{size_bar:>6.0f}'}"
+        )
+    for growth in grown:
+        named = f"one run of {growth.layer_steps / 1e6:.0f} M layer-steps"
+        print(
+            f"{growth.database:12}{named:32}{growth.first_a_s:>15,.0f} at first,"
+            f"{growth.last_a_s:>12,.0f} at last: {growth.last_a_s / growth.first_a_s:.2f} of it"
         )
     for name, found in others.items():
         if found is None:

@@ -310,6 +310,9 @@ class _Packed(msgspec.Struct, array_like=True, frozen=True):
     statistics: dict[str, memoryview]
     scalars: tuple[str, ...]
     courses: memoryview  # float64[scalars, 6, columns]
+    # Counts that are 0 everywhere, as those of non-finite values mostly are: of them the numbers
+    # of values alone are kept.
+    zeros: tuple[str, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -333,6 +336,7 @@ def pack_columns(columns: Columns) -> bytes:
             },
             scalars=tuple(columns.scalars),
             courses=memoryview(squeeze(memoryview(told))),
+            zeros=tuple(name for name, fold in columns.statistics.items() if _is_zero(name, fold)),
         )
     )
 
@@ -356,7 +360,9 @@ def unpack_columns(
         np.array(packed.first, dtype=np.int64),
         np.array(packed.last, dtype=np.int64),
         {
-            name: _unpack_fold(name, squeezed, size)
+            name: _unpack_zeros(squeezed, size)
+            if name in packed.zeros
+            else _unpack_fold(name, squeezed, size)
             for name, squeezed in packed.statistics.items()
             if statistics is None or name in statistics
         },
@@ -364,7 +370,21 @@ def unpack_columns(
     )
 
 
+def _is_zero(name: str, fold: Fold) -> bool:
+    return BY_NAME[name].merge is Merge.SUM and bool(
+        fold.finite.all() and not fold.low.any() and not fold.high.any()
+    )
+
+
+def _unpack_zeros(squeezed: memoryview, columns: int) -> Fold:
+    finite = np.frombuffer(unsqueeze(squeezed), dtype="<u4").reshape(columns, -1).astype(np.int64)
+    nothing = np.zeros(finite.shape, dtype=np.float32)
+    return Fold(nothing, nothing, np.zeros(finite.shape), finite)
+
+
 def _pack_fold(name: str, fold: Fold) -> bytes:
+    if _is_zero(name, fold):
+        return squeeze(memoryview(fold.finite.astype("<u4").tobytes()))
     counts = BY_NAME[name].merge is Merge.SUM
     middle = fold.total.astype("<f8") if counts else fold.mean(by_squares(name)).astype("<f4")
     parts = (fold.low.astype("<f4"), fold.high.astype("<f4"), fold.finite.astype("<u4"), middle)
