@@ -116,7 +116,7 @@ def _outcome(status: int, retry_after: str, data: bytes) -> Outcome:
     if status == 404:
         # Another server on that port has no problem to tell; then the run is not what is missing.
         return Outcome(Verdict.UNKNOWN_RUN if problem else Verdict.RETRY, reason)
-    if status == 422 and problem and problem.rejected:
+    if status in (409, 422) and problem and problem.rejected:
         return Outcome(Verdict.STORED, reason, rejected=len(problem.rejected))
     if status in (401, 403):
         return Outcome(Verdict.DENIED, reason, DENIED_RETRY_S)

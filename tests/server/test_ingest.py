@@ -13,10 +13,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from synthetic_runs import DETAILS, OPTIMIZER, dense, detail, frame, healthy, manifest, new_run
 
+from gradwatch.transport import Transport, Verdict
 from gradwatch.wire.codec import (
     MAX_BATCH_BYTES,
     MAX_BODY_BYTES,
     compress,
+    encode_batch,
     encode_record,
     pack,
 )
@@ -112,6 +114,15 @@ def test_a_batch_with_another_fault_beside_a_conflict_is_refused_as_a_whole_says
     assert answer.status == 422
     assert [item["conflict"] for item in answer.problem.rejected] == [True, False]
     assert collector.client.run(run.id).conflicts == 1
+
+
+def test_the_agent_counts_a_conflict_alone_and_not_the_frames_beside_it(collector):
+    run = new_run()
+    collector.store(run, [manifest(dense(4)), detail(7, [0.1] * 4)])
+    batch = encode_batch([detail(7, [0.2] * 4), *healthy(range(8, 20))])
+    outcome = Transport(collector.url).deliver(run.id, batch)
+    assert (outcome.verdict, outcome.rejected) == (Verdict.STORED, 1)
+    assert collector.client.run(run.id).optimizers[0].frames == 13
 
 
 @pytest.mark.parametrize(
