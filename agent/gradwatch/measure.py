@@ -137,7 +137,8 @@ class Meter:
 
     def _movement(self, parameters: Sequence[Tensor], step: int) -> Weights:
         """A sample of the weights, beside that of the detail frame before."""
-        places, sizes, sample = sampled([plain(tensor) for tensor in parameters], WEIGHT_RUNS)
+        weights = [EMPTY if tensor.is_meta else plain(tensor) for tensor in parameters]
+        places, sizes, sample = sampled(weights, WEIGHT_RUNS)
         now = to_host(sample.double())
         past, before = self._weights or (step, None)
         if before is not None and before.shape != now.shape:
@@ -193,7 +194,7 @@ def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]
         # Nearly all are ordinary, and each look at one of a thousand layers counts.
         if type(gradient) is not Tensor or gradient.is_sparse or gradient.dtype not in REAL:
             gradient = plain(gradient)
-        if gradient.numel():
+        if gradient.numel() and not gradient.is_meta:
             present.append(layer)
             gradients.append(gradient)
     return present, gradients

@@ -234,7 +234,9 @@ class Outlet:
             say(f"the spool has reached its limit of {self._settings.spool_limit_mb} MB")
         except OSError as error:
             self._lose(records, "disk")
-            say(f"cannot keep frames on disk: {told(error)}")
+            # Without the file's name, which differs at every attempt: it is said but once.
+            why = error.strerror or told(error)
+            say(f"cannot keep frames in {self._settings.spool_dir}: {why}")
         return False
 
     def _lose(self, records: int, reason: str) -> None:

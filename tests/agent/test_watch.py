@@ -575,7 +575,7 @@ def test_a_copied_optimizer_is_not_watched(kept: Kept) -> None:
     assert len(frames(kept())) == 1
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_workers_that_load_data_send_nothing(method: str, collector: Collector) -> None:
     model, optimizer = linear_pair()
