@@ -341,6 +341,10 @@ class Client:
         """Where alerts are sent, and what became of them. Needs the scope admin."""
         return self._get("/api/v1/channels", list[ChannelView])
 
+    def test_channel(self, channel: str) -> None:
+        """Send a test message to a channel, named as `channels` does. Needs the scope admin."""
+        self._request("POST", f"/api/v1/channels/{quote(channel, safe='')}/test")
+
     def ready(self) -> bool:
         """Whether the collector and its database answer."""
         try:

@@ -227,6 +227,12 @@ def compose(
     return title, "\n".join(lines), "info" if resolved else finding.severity
 
 
+def send_test(url: str, local: bool) -> str | None:
+    """Send a message that says so to one channel; the reason when it did not go out."""
+    body = "Alerts of this collector arrive here."
+    return _send(url, "[test] gradwatch", body, "info", local)
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

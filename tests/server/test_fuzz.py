@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 from synthetic_runs import OPTIMIZER, dense, healthy, manifest, new_run
 
 RUN = "f" * 32
-EXAMPLES = 8
+EXAMPLES = 5
 CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance)
 FUZZ = settings(
     max_examples=EXAMPLES,

@@ -31,7 +31,7 @@ from gradwatch_server.packing import pack_histograms
 
 EXPECTED = {200, 400, 409, 413, 422}
 FUZZ = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # each example is a conversation: shrinking one takes minutes

@@ -450,6 +450,19 @@ def test_channels_are_shown_without_their_secrets(start_collector, webhook):
     assert run
 
 
+def test_a_channel_is_tried_by_a_test_message(start_collector, webhook):
+    dead = "json://127.0.0.1:9/none"
+    collector = start_collector(notify=f"{webhook.url} {dead}", notify_local="allow")
+    client = collector.client
+    works, fails = (view.channel for view in client.channels())
+    client.test_channel(works)
+    (message,) = webhook.received
+    assert message["title"] == "[test] gradwatch"
+    assert refused(client.test_channel, fails).status == 502
+    assert refused(client.test_channel, "0" * 32).status == 404
+    assert collector.alerts() == []
+
+
 def test_people_may_send_frames_as_json(collector):
     run = new_run()
     collector.put(run)
