@@ -48,6 +48,12 @@ Reading = Annotated[Grant, Depends(_Needs(Scope.READ))]
 Administering = Annotated[Grant, Depends(_Needs(Scope.ADMIN))]
 
 
+def over_all_projects(grant: Grant) -> None:
+    """Raises DeniedError for a token of one project: what follows tells of all of them."""
+    if grant.project is not None:
+        raise DeniedError(f"this is of all projects; the token is for {grant.project!r} alone", 403)
+
+
 def reachable_run(session: Session, grant: Grant, run: str) -> Run:
     """A run of the caller's project. Raises NotFoundError: others' runs are not even there."""
     found = find_run(session, run)

@@ -230,8 +230,8 @@ def serve(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_collector_for_others_without_a_token_refuses_to_start():
-    done = serve("--host", "0.0.0.0")
+def test_a_collector_for_others_without_a_token_refuses_to_start(tmp_path):
+    done = serve("--host", "0.0.0.0", GRADWATCH_DATA_DIR=str(tmp_path))
     assert done.returncode == 1
     assert "GRADWATCH_SERVER_TOKEN" in done.stderr
 

@@ -114,6 +114,18 @@ def test_a_token_of_a_project_sees_and_reaches_no_other(guarded):
     assert guarded.client.run(other.id).last_step == 1
 
 
+def test_a_token_of_a_project_is_told_nothing_of_all_of_them(guarded):
+    run_of(guarded, project="other", name="their secret")
+    client = holder(guarded, "admin", project="mine")
+    answer = guarded.get("/metrics", **as_bearer(guarded, client))
+    assert answer.problem.status == 403
+    assert "'mine'" in answer.problem.detail
+    assert refused(client.channels) == 403
+    assert refused(client.test_channel, "0" * 32) == 403
+    assert client.all_findings().findings == []
+    assert b"their secret" in guarded.get("/metrics").body
+
+
 def test_a_token_of_a_project_cannot_write_to_another(guarded):
     other = run_of(guarded, project="other")
     sender = as_bearer(guarded, holder(guarded, "ingest", project="mine"))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from gradwatch.wire.api import ChannelView
-from gradwatch_server.access import Administering
+from gradwatch_server.access import Administering, over_all_projects
 from gradwatch_server.alerts import channel_digest, channel_views, send_test
 from gradwatch_server.answers import answer
 from gradwatch_server.context import Shared
@@ -31,7 +31,8 @@ ChannelKey = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="as the l
     ),
     responses=answered(list[ChannelView], "In the order of the setting"),
 )
-def list_channels(request: Request, shared: Shared, _: Administering) -> Response:
+def list_channels(request: Request, shared: Shared, grant: Administering) -> Response:
+    over_all_projects(grant)
     with reading(shared.engine) as session:
         return answer(request, channel_views(session, shared.settings.channels))
 
@@ -43,7 +44,8 @@ def list_channels(request: Request, shared: Shared, _: Administering) -> Respons
     status_code=204,
     response_class=Response,
 )
-def try_channel(channel: ChannelKey, shared: Shared, _: Administering) -> Response:
+def try_channel(channel: ChannelKey, shared: Shared, grant: Administering) -> Response:
+    over_all_projects(grant)
     urls = {channel_digest(url): url for url in shared.settings.channels}
     if channel not in urls:
         raise NotFoundError(f"there is no channel {channel!r}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, Response
 
-from gradwatch_server.access import Reading
+from gradwatch_server.access import Reading, over_all_projects
 from gradwatch_server.context import Shared
 from gradwatch_server.metrics import DatabaseCollector, expose
 from gradwatch_server.problems import problem
@@ -37,6 +37,7 @@ async def readyz(shared: Shared) -> Response:
     summary="For Prometheus",
     responses={200: {"description": "Metrics", "content": {"text/plain": {}}}},
 )
-def metrics(request: Request, shared: Shared, _: Reading) -> Response:
+def metrics(shared: Shared, grant: Reading) -> Response:
+    over_all_projects(grant)
     collector = DatabaseCollector(shared.engine, lambda: shared.writer.waiting)
     return Response(expose(collector, shared.telemetry.registry), media_type=METRICS)
