@@ -178,6 +178,10 @@ FAULTY: dict[str, tuple[str, Callable[[], Case]]] = {
     "constant inputs": ("input_scale", lambda: Case(mlp(), (torch.ones(32, 12), data()[1]))),
     "labels from 1 to 5": ("labels", lambda: Case(mlp(), (data()[0], data()[1] + 1))),
     "labels of -1 and 1": ("labels", lambda: Case(mlp(), data(2), out_of_unit_interval)),
+    "outputs and targets broadcast": (
+        "labels",
+        lambda: Case(mlp(out=1), (data()[0], data()[0].sum(1)), F.mse_loss),
+    ),
     "one class": ("classes", lambda: Case(mlp(), (data()[0], data()[1] * 0))),
     "NaN in a weight": (
         "weight_values",
@@ -228,6 +232,10 @@ FAULTY: dict[str, tuple[str, Callable[[], Case]]] = {
             (data()[0], (data()[1] % 2).float()),
             F.binary_cross_entropy_with_logits,
         ),
+    ),
+    "log-softmax over the samples": (
+        "softmax",
+        lambda: Case(nn.Sequential(mlp(), nn.LogSoftmax(0)), data(), F.nll_loss),
     ),
     "logits given to nll_loss": ("softmax", lambda: Case(mlp(), data(), F.nll_loss)),
     "an output far too large": ("chance", lambda: Case(Between(lambda x: x * 500), data())),
@@ -317,6 +325,38 @@ class Named(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+class Scaled(nn.Module):
+    """Has a weight of its own beside its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale = mlp(), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.scale.exp()
+
+
+class Adapter(nn.Module):
+    """A frozen layer with a low-rank correction that starts at zero."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Linear(layer.in_features, 3, bias=False)
+        self.up = nn.Linear(3, layer.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+def adapted() -> nn.Module:
+    model = mlp()
+    for place in (0, 2, 4):
+        model[place] = Adapter(model[place])  # pyright: ignore[reportArgumentType]
+    return model
+
+
 def images() -> tuple[Tensor, Tensor]:
     return torch.rand(16, 3, 8, 8), torch.arange(16) % 5
 
@@ -330,7 +370,8 @@ def convolutional() -> nn.Module:
 
 
 def with_optimizer(case: Case, kind: Callable[..., torch.optim.Optimizer], **settings: Any) -> Case:
-    return case._replace(optimizer=kind(case.model.parameters(), **settings))
+    trained = [item for item in case.model.parameters() if item.requires_grad]
+    return case._replace(optimizer=kind(trained, **settings))
 
 
 HEALTHY: dict[str, Callable[[], Case]] = {
@@ -351,6 +392,15 @@ HEALTHY: dict[str, Callable[[], Case]] = {
         (data()[0], (data()[0][:, 0] > 0).float()),
         F.binary_cross_entropy_with_logits,
     ),
+    "log-softmax": lambda: Case(nn.Sequential(mlp(), nn.LogSoftmax(1)), data(), F.nll_loss),
+    "an adapter that starts at zero": lambda: with_optimizer(
+        Case(adapted(), data()), torch.optim.Adam
+    ),
+    "a padded embedding": lambda: Case(
+        nn.Sequential(nn.Embedding(9, 8, padding_idx=0), nn.Flatten(), nn.Linear(24, 5)),
+        (torch.randint(9, (32, 3)), data()[1]),
+    ),
+    "a parameter outside of modules": lambda: Case(Scaled(), data()),
     "its own loss": lambda: Case(
         Named(), {"values": data()[0], "labels": data()[1]}, None
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -22,6 +23,7 @@ FEWEST_VALUES = 16
 FEWEST_LABELS = 8
 INDEXED = frozenset({"cross_entropy", "nll_loss"})
 BINARY = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
+PAIRED = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 STANDARDISE = "Standardise the inputs: subtract the training set's mean, divide by its deviation."
 
 
@@ -169,6 +171,14 @@ def _bad_targets(call: LossCall) -> Verdict | None:
                 highest=high,
                 width=width,
             )
+    paired = call.name in PAIRED
+    pairs = torch.broadcast_shapes(call.given.shape, target.shape) if paired else target.shape
+    if math.prod(pairs) > max(call.given.numel(), target.numel()):
+        return wrong(
+            f"outputs of shape {tuple(call.given.shape)} and targets of shape "
+            f"{tuple(target.shape)} are paired each with each",
+            "Give both the same shape: output.squeeze(1), or target[:, None].",
+        )
     if call.name in BINARY and target.numel() and (target.min() < 0 or target.max() > 1):
         return wrong(
             f"targets of {call.name} from {float(target.min()):g} to {float(target.max()):g}, "

@@ -187,7 +187,7 @@ def _model(seen: Observation, training: Training) -> Verdict:
         return skipped("the job stops gradients on purpose (detach), which differences do not see")
     try:
         trial = trial_of(training, torch.float64)
-        mine = {id(item) for item in training.held if item.requires_grad}
+        mine = {id(item) for item in training.held if item.requires_grad} - _padded(training)
         weights = {
             key: tensor
             for key, tensor in trial.weights.items()
@@ -220,6 +220,15 @@ def _model(seen: Observation, training: Training) -> Verdict:
         numeric=slopes.numeric,
         error=slopes.error,
     )
+
+
+def _padded(training: Training) -> set[int]:
+    """Embeddings whose padding row gets no gradient, on purpose."""
+    return {
+        id(layer.parameter)
+        for layer in training.layers
+        if getattr(layer.module, "padding_idx", None) is not None
+    }
 
 
 def _stops(training: Training) -> bool:

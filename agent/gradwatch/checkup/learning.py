@@ -23,7 +23,7 @@ LONGEST_S = 60.0
 # Shares of the first loss that have to go. Memorising takes nearly all away, but label smoothing
 # keeps a fifth of ln 10, and a GAN's two halves or a noisy target more.
 MEMORISED = 0.5
-LEARNT = 0.1
+LEARNT = 0.05
 # Steps with the job's own optimizer on one batch, which it sees again and again.
 RATE_STEPS = 10
 RATE_RISE = 1.2
@@ -130,6 +130,7 @@ def _train(
     """
     losses: list[float] = []
     largest = math.inf
+    inside = isinstance(optimizer, torch.optim.LBFGS)  # it computes gradients inside its steps
 
     def evaluate() -> Tensor:
         nonlocal largest
@@ -138,7 +139,7 @@ def _train(
         loss = trial.loss()
         gradients: Any = torch.autograd.grad(loss, weights, allow_unused=True)
         total = torch.stack([item.norm().double() for item in gradients if item is not None]).norm()
-        if not losses and applied < CLIPPED * float(total):
+        if not losses and not inside and applied < CLIPPED * float(total):
             largest = applied
         scale = min(1.0, largest / max(float(total), 1e-30))
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -146,12 +147,11 @@ def _train(
         losses.append(float(loss.detach()))
         return loss.detach()
 
-    closure: Any = evaluate if isinstance(optimizer, torch.optim.LBFGS) else None
     started = time.monotonic()
     for _ in range(steps):
-        if closure is None:
+        if not inside:
             evaluate()
-        optimizers.step(optimizer, closure)
+        optimizers.step(optimizer, evaluate if inside else None)
         if (
             not math.isfinite(losses[-1])
             or _fallen(losses[0], losses[-1]) > enough

@@ -50,17 +50,18 @@ def softmax(seen: Observation) -> Verdict:
     for call in seen.losses:
         given = call.given
         if call.activation == NORMALISED.get(call.name) or (
-            call.name == "cross_entropy" and _probabilities(given)
+            call.name == "cross_entropy" and given.shape[-1] > 1 and _probabilities(given)
         ):
             kind = NORMALISED[call.name].lower()
             return wrong(
                 f"{call.name} is given what a {kind} made, and applies one itself",
                 f"Give it the logits: remove the {kind}; twice applied, it flattens the gradient.",
             )
-        if call.name == "nll_loss" and given.numel() and bool((given > 0).any()):
+        if call.name == "nll_loss" and not _probabilities(given.exp()):
             return wrong(
-                "nll_loss is given values above 0, which are no logarithms of probabilities",
-                "Use cross_entropy on logits, or log_softmax before nll_loss.",
+                "nll_loss is given values that are no logarithms of probabilities: over the "
+                "classes (dim=1) they do not sum to 1",
+                "Use cross_entropy on logits, or log_softmax(dim=1) before nll_loss.",
             )
     return passed("losses get what they expect")
 
@@ -164,6 +165,7 @@ def seed(seen: Observation) -> Verdict:
 
 def _probabilities(given: Tensor) -> bool:
     """Whether rows are probabilities: not negative, and with a sum of 1 each."""
-    if given.dim() < 2 or given.shape[1] < 2 or not given.numel() or bool((given < 0).any()):
+    if not given.numel() or bool((given < 0).any()):
         return False
-    return bool(((given.double().sum(1) - 1).abs() < ROWS_SUM_WITHIN).all())
+    sums = given.double().sum(1 if given.dim() > 1 else 0)
+    return bool(((sums - 1).abs() < ROWS_SUM_WITHIN).all())

@@ -230,10 +230,8 @@ class Trial:
         return copy.deepcopy(call.copies.memo[id(function)], self._memo)
 
     def _own_weight(self, pristine: Tensor) -> Tensor:
-        first = id(pristine) not in self._memo
         own = copy.deepcopy(pristine, self._memo)
-        if first:
-            _convert_tensor(own, self._dtype)
+        _convert_tensor(own, self._dtype)
         return own
 
 
@@ -243,5 +241,5 @@ def _convert(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _convert_tensor(tensor: Tensor, dtype: torch.dtype | None) -> None:
-    if dtype is not None and tensor.is_floating_point():
+    if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
         tensor.data = tensor.data.to(dtype)

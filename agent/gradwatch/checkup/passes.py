@@ -85,7 +85,7 @@ def backward(seen: Observation) -> Verdict:
 
 
 def gradient_range(seen: Observation) -> Verdict:
-    """The size of gradients along the depth of the network, at the first step."""
+    """The size of gradients along the depth of the network, in the first steps."""
     return _worst(seen, _range_of)
 
 
@@ -101,10 +101,16 @@ def _worst(seen: Observation, check: Callable[[Training], Verdict]) -> Verdict:
 
 def _range_of(training: Training) -> Verdict:
     mine = {id(item) for item in training.held}
+    steps = [step for step in training.gradients if len(step) == len(training.layers)]
+    largest = [
+        max((step[place].norm for step in steps if step[place].present), default=0.0)
+        for place in range(len(training.layers))
+    ]
+    # The largest of the steps: behind a layer of zeros, as in an adapter, the first one has none.
     sizes = [
-        gradient.norm / math.sqrt(gradient.numel)
-        for layer, gradient in zip(training.layers, training.gradients[0], strict=True)
-        if layer.role == "weight" and gradient.present and id(layer.parameter) in mine
+        norm / math.sqrt(layer.parameter.numel())
+        for layer, norm in zip(training.layers, largest, strict=True)
+        if layer.role == "weight" and norm and id(layer.parameter) in mine
     ]
     if len(sizes) < FEWEST_LAYERS or not all(map(math.isfinite, sizes)):
         return skipped("fewer than four weight layers with finite gradients")
