@@ -30,6 +30,7 @@ from ingest import (
     CollectorProcess,
     Course,
     MissingError,
+    cpu_s,
     manifest,
 )
 from rich.console import Console
@@ -111,6 +112,7 @@ class Measured(NamedTuple):
     steps: int
     cold_s: dict[str, float]
     median_s: dict[str, float]
+    collector_cpu_s: dict[str, float]
     sizes: list[Size]
     whole_bytes: int
 
@@ -298,19 +300,23 @@ def measure(kind: str, steps: int, folder: Path, progress: Progress) -> Measured
         task = progress.add_task(f"{kind}: asking", total=len(QUESTIONS) * (REPEATS + 1))
         cold: dict[str, float] = {}
         median: dict[str, float] = {}
+        processor: dict[str, float] = {}
         for name, ask in QUESTIONS.items():
             # A new process for each: it has nothing in memory, though the system's cache has.
             with CollectorProcess(url, folder) as collector:
                 collector.wait_ready()
-                client = Client(collector.url)
+                client = Client(collector.url, timeout_s=60.0)
                 took: list[float] = []
+                used = [cpu_s(collector.pid)]
                 for _ in range(REPEATS + 1):
                     began = time.perf_counter()
                     ask(client, steps)
                     took.append(time.perf_counter() - began)
+                    used.append(cpu_s(collector.pid))
                     progress.advance(task)
             cold[name], median[name] = took[0], statistics.median(took[1:])
-        return Measured(kind, steps, cold, median, found, whole())
+            processor[name] = (used[-1] - used[1]) / REPEATS
+        return Measured(kind, steps, cold, median, processor, found, whole())
 
 
 def show(measured: Sequence[Measured]) -> None:
@@ -324,6 +330,7 @@ def show(measured: Sequence[Measured]) -> None:
             print(
                 f"  {name:38}{result.cold_s[name]:>8.3f} s"
                 f"{result.median_s[name]:>8.3f} s{BAR_S:>6.1f} s"
+                f"{result.collector_cpu_s[name]:>11.2f} s"
             )
         print(f"  {'bytes a layer-step it covers':38}{'rows':>10}{'numbers':>10}{'histograms':>12}")
         for size in result.sizes:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from gradwatch.wire.api import Flow, Heatmap, Histograms, Scalars
 from gradwatch.wire.statistics import BY_NAME
-from gradwatch_server.models import DETAILS, FrameRow, Optimizer, Run
+from gradwatch_server.models import DETAILS, GONE, FrameRow, Optimizer, Run, Stretch
 from gradwatch_server.packing import unpack_frame
 from gradwatch_server.tiered import Span as Span
 from gradwatch_server.tiered import equal_groups, read_histograms, read_scalars, read_statistic
@@ -112,6 +112,14 @@ def flow(session: Session, optimizer: Optimizer, step: int | None) -> Flow:
         details = details.where(FrameRow.step <= step)
     row = session.execute(details.order_by(FrameRow.step.desc()).limit(1)).first()
     if row is None:
+        gone = select(Stretch.start).where(
+            Stretch.optimizer_id == optimizer.id, Stretch.tier == 1, Stretch.frames == GONE
+        )
+        if session.scalar(gone.limit(1)) is not None:
+            raise NotFoundError(
+                "frames of single steps are not kept for so long here; the heatmap and the curves "
+                "still hold what they were folded into"
+            )
         raise NotFoundError("no detail frame has come yet")
     frame = unpack_frame(row.body, optimizer.name, optimizer.speaker, row.step)
     layout = load_layout(session, optimizer)

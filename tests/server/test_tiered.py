@@ -14,6 +14,7 @@ from synthetic_runs import OPTIMIZER, dense, layer, manifest, new_run
 from test_retention import AT_ONCE, free, store
 from test_tiers import LAYERS, expected, fold_all, some_frames
 
+from gradwatch.client import CollectorError
 from gradwatch.wire.frame import Frame, RunInfo
 from gradwatch.wire.histogram import BUCKETS
 from gradwatch_server import tiered
@@ -175,6 +176,8 @@ def test_what_was_folded_answers_for_frames_that_are_gone(collector):
     assert np.array_equal(shown.low[:, 0], low.astype("f4"))
     assert np.array_equal(shown.high[:, 0], high.astype("f4"))
     check_histograms(collector, run, frames, tiered.Span(None, None, 5))
+    with pytest.raises(CollectorError, match="not kept"):
+        collector.client.flow(run.id, OPTIMIZER, step=100)
 
 
 def test_histograms_that_are_gone_are_answered_from_their_sums(collector):
