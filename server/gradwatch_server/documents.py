@@ -12,6 +12,11 @@ from gradwatch_server.examples import EXAMPLES
 from gradwatch_server.problems import MEDIA_TYPE
 
 JSON = "application/json"
+TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token, as `gradwatch token create` prints it.",
+}
 
 _schemas, COMPONENTS = msgspec.json.schema_components(
     list(EXAMPLES), ref_template="#/components/schemas/{name}"
@@ -43,12 +48,16 @@ def taken(kind: Any, media_types: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def complete(app: FastAPI) -> None:
-    """Add to an application's description the types that its endpoints refer to."""
+    """Add to an application's description the types that its endpoints refer to, and tokens."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = describe()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(COMPONENTS)
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {}).update(COMPONENTS)
+        components["securitySchemes"] = {"token": TOKEN}
+        # One or none: on loopback nobody needs a token until the first was made.
+        schema["security"] = [{"token": []}, {}]
         return schema
 
     app.openapi = openapi

@@ -160,6 +160,12 @@ def test_openapi_describes_every_route(collector):
             assert operation["responses"]
 
 
+def test_openapi_says_how_a_token_is_sent(collector):
+    schema = json.loads(collector.get("/openapi.json").body)
+    (name,) = [name for item in schema["security"] for name in item]
+    assert schema["components"]["securitySchemes"][name]["scheme"] == "bearer"
+
+
 def test_openapi_says_what_an_error_looks_like(collector):
     schema = json.loads(collector.get("/openapi.json").body)
     for path, item in schema["paths"].items():
