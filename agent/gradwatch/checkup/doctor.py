@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradwatch.checkup import optimizers
 from gradwatch.checkup.checks import examine
+from gradwatch.checkup.observation import Observation
 from gradwatch.checkup.observing import Observer
 from gradwatch.checkup.randomness import preserved, seeded
 from gradwatch.checkup.verdict import Report
@@ -39,6 +40,16 @@ def doctor(
     bit. Takes a few hundred forward and backward passes of the batch. Raises TypeError for
     arguments that cannot be used, and whatever copying the model raises.
     """
+    return Report(tuple(examine(observed(model, batch, loss_fn, optimizer))))
+
+
+def observed(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Observation:
+    """What the first steps of a training on the batch show; made on copies. As `doctor` takes."""
     inputs, targets = _parts(model, batch, optimizer)
     with preserved():
         memo: dict[int, Any] = {}
@@ -54,10 +65,10 @@ def doctor(
         try:
             with observer:
                 for _ in range(STEPS):
-                    _step(own, inputs, targets, loss_fn, stepping)
+                    _step(observer, own, inputs, targets, loss_fn, stepping)
         except Exception:  # it is in what was observed, and the report tells it
             pass
-    return Report(tuple(examine(observer.seen)))
+    return observer.seen
 
 
 def _parts(model: Any, batch: Any, optimizer: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -76,6 +87,7 @@ def _parts(model: Any, batch: Any, optimizer: Any) -> tuple[Any, tuple[Any, ...]
 
 
 def _step(
+    observer: Observer,
     model: nn.Module,
     inputs: Any,
     targets: tuple[Any, ...],
@@ -96,10 +108,10 @@ def _step(
     if optimizer is None:
         closure()
     elif isinstance(optimizer, torch.optim.LBFGS):
-        optimizer.step(closure)
+        observer.step(optimizer, closure)
     else:
         closure()
-        optimizer.step()
+        observer.step(optimizer)
 
 
 def _loss(output: Any, targets: tuple[Any, ...], loss_fn: LossFunction | None) -> Tensor:

@@ -326,6 +326,12 @@ class Observer(TorchFunctionMode):
 
     # The steps of optimizers.
 
+    def step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
+        """Take a step that this observer sees, and no hook of anybody else."""
+        self._before_step(optimizer, (), {})
+        optimizers.step(optimizer, closure)
+        self._after_step(optimizer, (), {})
+
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._away:
             return
