@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from synthetic_runs import OPTIMIZER, dense, frame, healthy, manifest, new_run
 from test_tiers import LAYERS, check, expected, fold_all, some_frames, stored
 
 from gradwatch.wire.frame import RunEnd
-from gradwatch_server import retention, tiers
+from gradwatch_server import retention, tasks, tiers
 from gradwatch_server.database import writing
 from gradwatch_server.models import (
     BARE,
@@ -277,3 +278,17 @@ def test_a_budget_ends_in_time_and_says_that_there_is_more(empty, monkeypatch):
     assert 0 < count(empty, FrameRow) < 300
     assert not retain(empty.engine, Keep(), math.inf)
     assert count(empty, FrameRow) == 0
+
+
+def test_what_beat_sends_is_folded_and_freed_by_the_settings(empty, monkeypatch):
+    run = new_run()
+    store(empty, run, some_frames(range(1500)))
+    settings = replace(empty.settings, keep_frames_days=AT_ONCE)
+    monkeypatch.setattr(tasks, "BUDGET_S", LONG_S)
+    monkeypatch.setattr(tasks, "_engine", lambda: empty.engine)
+    monkeypatch.setattr(tasks, "_settings", lambda: settings)
+    schedule: dict[str, Any] = tasks.celery_app.conf.beat_schedule
+    for entry in ("fold", "retain"):
+        # Outside of a worker, as it would be called there.
+        tasks.celery_app.tasks[schedule[entry]["task"]].run()
+    assert steps_of(empty, run)[0] == (1500 - WINDOW_FRAMES) // 256 * 256
