@@ -32,10 +32,10 @@ FOLLOWS: dict[str, frozenset[str]] = {
         "vanishing",
         "saturation",
     },
-    "dead_units": STUCK | {"never_updated", "saturation"},
+    "dead_units": STUCK | {"saturation", "vanishing"},
     "weights_shrinking": STUCK | {"vanishing", "dead_units", "learning_rate_too_high"},
-    "saturation": STUCK | {"vanishing", "dead_units", "never_updated"},
-    "vanishing": STUCK | {"never_updated", "saturation"},
+    "saturation": STUCK | {"vanishing", "dead_units"},
+    "vanishing": STUCK | {"saturation", "dead_units"},
     "learning_rate_too_high": STUCK
     | {"dead_units", "vanishing", "saturation", "divergence", "loss_spike", "exploding"},
     "oscillation": frozenset(
@@ -44,7 +44,7 @@ FOLLOWS: dict[str, frozenset[str]] = {
     "divergence": STUCK | {"dead_units", "loss_spike"},
     "underflow": STUCK | {"dead_units", "vanishing", "never_updated", "saturation"},
     "clipping": STUCK | {"never_updated"},
-    "never_updated": STUCK | {"exploding", "disconnected"},
+    "never_updated": STUCK | {"exploding", "disconnected", "saturation"},
     "disconnected": STUCK,
     "symmetric_units": STUCK | {"poor_initialisation", "vanishing", "saturation"},
     "learning_rate_too_low": frozenset({"plateau"}),

@@ -34,6 +34,9 @@ class Thresholds:
         "largest element RMS of the early weight layers (or biases) / largest of the late ones; "
         "AUTOTRAINER says 70, healthy residual networks of 50 blocks reach 25",
     )
+    bias_front: float = threshold(
+        100.0, "1", "the same of biases alone; that of a single output is near 0 now and then"
+    )
     growth: float = threshold(
         100.0,
         "1",
@@ -47,6 +50,12 @@ class Thresholds:
         10.0,
         "1",
         "the same where only the total's growth or the biases show it; healthy networks reach 1",
+    )
+    elasticity: float = threshold(
+        5.0,
+        "1",
+        "gradient norm * weight norm / loss that goes with it, whatever the scale of the loss: "
+        "healthy networks have about 1",
     )
     absurd: float = threshold(
         1e6,
@@ -72,6 +81,9 @@ class Thresholds:
     frames_before_nan: int = threshold(
         3, "frames", "growth in any of the last frames before NaN is told without persistence"
     )
+    gain: float = threshold(
+        5.0, "standard errors", "fall of the loss that shows that growth is part of learning"
+    )
     burst: float = threshold(
         100.0, "1", "first frame's norm / median of the next ten, when the loss is no better since"
     )
@@ -88,6 +100,7 @@ class Signs(NamedTuple):
 
     total: NDArray[np.float64]  # norm of all gradients together
     relative: NDArray[np.float64]  # the weight layers' gradient norm / weight norm
+    elasticity: NDArray[np.float64]  # change of the loss / of the weights, both relative
     growth: NDArray[np.float64]
     front: NDArray[np.float64]
     front_relative: NDArray[np.float64]  # of the early layer with the largest gradient, if in front
@@ -103,9 +116,12 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     signs = signs_of(sound, chain, settings)
     with np.errstate(invalid="ignore"):
         large = signs.relative >= settings.relative
+        large &= ~(signs.elasticity < settings.elasticity)  # no loss does not speak against it
         flags = (signs.growth >= settings.growth) & large
         flags |= (signs.front >= settings.front) & (signs.front_relative >= settings.front_relative)
-        flags |= (signs.bias_front >= settings.front) & large
+        flags |= (signs.bias_front >= settings.bias_front) & large
+        # A loss that falls says that the scale is the loss's own.
+        flags &= not _learns(window, settings)
         absurd = (signs.relative >= settings.absurd) | np.isinf(signs.total)
         factor = np.fmax(np.fmax(signs.growth, signs.front), signs.bias_front)
         extreme = (factor >= settings.extreme) & (signs.relative >= settings.extreme_relative)
@@ -164,6 +180,7 @@ def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
         # Of the layers that had a gradient at that step.
         size = root_sum_squares(np.where(np.isnan(norms), norms, held[weights.row]))
         relative = root_sum_squares(norms) / _positive(size)
+        elasticity = np.abs(total * size / sound.scalar("loss"))
         growth = total / baseline
         front = largest(chain.rms[:, early]) / _positive(largest(chain.rms[:, late]))
         bias_front = largest(chain.bias_rms[:, early]) / _positive(largest(chain.bias_rms[:, late]))
@@ -172,7 +189,13 @@ def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
     if len(rows):
         leader = np.nan_to_num(chain.rms[rows, early], nan=-1.0).argmax(axis=1)
         front_relative[rows] = chain.relative[rows, leader]
-    return Signs(total, relative, growth, front, front_relative, bias_front)
+    return Signs(total, relative, elasticity, growth, front, front_relative, bias_front)
+
+
+def _learns(window: Window, settings: Thresholds) -> bool:
+    """Whether the loss is clearly below its start: then growth over time is part of learning."""
+    result = outcome(course(window))
+    return result is not None and result.gain >= settings.gain
 
 
 def _burst(sound: Window, window: Window, signs: Signs, settings: Thresholds) -> bool:
@@ -183,7 +206,7 @@ def _burst(sound: Window, window: Window, signs: Signs, settings: Thresholds) ->
     if not signs.total[0] >= settings.burst * float(np.median(after)):
         return False
     result = outcome(course(window), last=10)
-    return result is not None and result.gain < 5
+    return result is not None and result.gain < settings.gain
 
 
 def _dominant(sound: Window, settings: Thresholds) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwatch.health.chain import sound_part
+from gradwatch.health.course import noise
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -37,6 +39,13 @@ class Thresholds:
         "sum of t by a 1/t at most, fresh batches by 0.1 and more",
     )
     share: float = threshold(0.9, "1", "part of the layers that grow so")
+    calm: float = threshold(
+        0.3,
+        "1",
+        "jitter / relative noise of the loss: fresh gradients are no calmer than their losses (0.4 "
+        "and more measured), sums are (0.13 for a transformer, whose sums grow as slowly as t^0.2)",
+    )
+    growth: float = threshold(1.3, "1", "growth in the first steps that goes with such calm")
 
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
@@ -57,12 +66,14 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     error = float(np.std(total - slope * time))
     growth = float(np.exp(total[1] - total[0]))
     expected = settings.first if sound.steps[rows[1]] == sound.steps[rows[0]] + 1 else 1.0
-    grown = float((slopes >= settings.slope / 2).mean())
+    grown = float((slopes > settings.slope / 4).mean())
     changes = np.diff(total)
     late = changes[len(changes) // 2 :]
+    power = settings.slope <= slope <= settings.steepest and error <= settings.error
+    calm = float(np.std(late)) <= settings.calm * _loss_noise(sound, rows)
+    calm &= bool(total[-1] - total[0] >= np.log(settings.growth)) and slope <= settings.steepest
     if not (
-        settings.slope <= slope <= settings.steepest
-        and error <= settings.error
+        (power or calm)
         and growth >= expected
         and grown >= settings.share
         and float(np.std(late)) <= settings.jitter
@@ -90,6 +101,15 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             "share of layers that grow so": kept(grown),
         },
     )
+
+
+def _loss_noise(sound: Window, rows: NDArray[np.intp]) -> float:
+    """Noise of the loss from batch to batch, relative to the loss; 0 where it is not known."""
+    loss = sound.scalar("loss")[rows]
+    loss = loss[np.isfinite(loss)]
+    if len(loss) < 5:
+        return 0.0
+    return noise(loss) / max(abs(float(np.median(loss))), 1e-300)
 
 
 def _slopes(time: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.health.chain import links, relative_size, sound_part
-from gradwatch.health.course import movement
+from gradwatch.health.course import movement, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median
 from gradwatch.health.thresholds import threshold
@@ -29,6 +29,9 @@ class Thresholds:
     )
     relative: float = threshold(
         1e-5, "1", "gradient / weight norm; below it an update may be lost to float32's rounding"
+    )
+    slowest: float = threshold(
+        1e-6, "1", "update / weight of the whole network: below it float32 loses some updates"
     )
     alike: float = threshold(
         0.1, "1", "gradient now / when it last moved; below this it may have converged"
@@ -103,7 +106,9 @@ def _still(
     resting = measured & (np.arange(count)[:, None] > last)
     still = resting.sum(axis=0) >= settings.detail_frames
     still &= np.array([layer.role != "embedding" for layer in sound.layers], dtype=np.bool_)
-    # A rate of 0 is another story.
+    # A rate of 0 is another story, and so is one so small that float32 rounds most updates away.
+    if 0 < typical(moved.ratio) < settings.slowest:
+        still &= np.array([layer.dtype in SHORT for layer in sound.layers], dtype=np.bool_)
     still &= ~(resting & (rate == 0)[:, None]).any(axis=0)
     places = np.flatnonzero(still)
     still[places] = median(relative_size(sound, places.tolist())) >= settings.relative

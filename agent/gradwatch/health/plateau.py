@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import sound_part, total_norm
+from gradwatch.health.chain import chain_of, sound_part, total_norm
 from gradwatch.health.course import course, noise, outcome
 from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.robust import median
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 from gradwatch.health.words import kept, spoken
@@ -20,6 +21,11 @@ class Thresholds:
     """When a plateau is told."""
 
     steps: int = threshold(180, "steps", "deep plain networks learn nothing for their first 100")
+    deep: float = threshold(
+        2.5, "1", "times that for a deep chain whose early layers get little at first"
+    )
+    deep_links: int = threshold(5, "layers", "fewest weight layers of such a chain")
+    deep_front: float = threshold(0.2, "1", "early / late layers' gradients of such a chain")
     losses: int = threshold(60, "frames", "fewest losses to judge from")
     blocks: int = threshold(6, "blocks", "of the recent losses, whose medians must agree")
     agree: float = threshold(
@@ -41,7 +47,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     sound = sound_part(window)
     if not known.from_start or min(len(known.loss), len(sound.steps)) < settings.losses:
         return None
-    if int(known.steps[-1]) < settings.steps:
+    patience = settings.steps * (settings.deep if _slow_start(sound, settings) else 1.0)
+    if int(known.steps[-1]) < patience:
         return None
     recent = known.loss[len(known.loss) // 4 :]
     blocks = np.array_split(recent, settings.blocks)
@@ -80,6 +87,17 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             "range of six medians / standard error": kept(float(np.ptp(medians)) / error),
         },
     )
+
+
+def _slow_start(sound: Window, settings: Thresholds) -> bool:
+    """Whether a deep network has yet to wake its first layers; it learns nothing until then."""
+    chain = chain_of(sound)
+    count = len(chain.layers)
+    if count < settings.deep_links:
+        return False
+    third = max(count // 3, 1)
+    size = median(chain.rms)
+    return float(median(size[:third])) <= settings.deep_front * float(median(size[-third:]))
 
 
 def _trend(losses: NDArray[np.float64], spread: float) -> float:

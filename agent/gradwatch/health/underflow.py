@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch.health.chain import links, sound_part
-from gradwatch.health.course import movement
+from gradwatch.health.course import course, movement
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -43,9 +43,14 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         whole = (quanta == np.round(quanta)) & (peak > 0) & (peak < SMALLEST_NORMAL)
         gone = peak == 0
     lost = (whole & (zeros >= settings.zeros)) | gone
-    # A layer of zeros alone may be dead; beside layers of quanta it is the same story.
-    told = (lost.mean(axis=0) >= 0.7) & whole.any()
-    if not told.mean() >= settings.layers or not (told & (whole.mean(axis=0) >= 0.5)).any():
+    half = np.array([sound.layers[place].dtype == "float16" for place in places], dtype=np.bool_)
+    # A layer of zeros alone may be dead; beside layers of quanta it is the same story, and when
+    # nothing at all is left in 16 bits.
+    nothing = bool(half.all()) and bool(gone.all()) and bool((course(sound).loss != 0).any())
+    told = (lost.mean(axis=0) >= 0.7) & (whole.any() or nothing)
+    if not told.mean() >= settings.layers:
+        return None
+    if not (nothing or (whole.mean(axis=0) >= 0.5).any()):
         return None
     names = tuple(sound.layers[places[link]].name for link in np.flatnonzero(told))
     share = float(np.nanmedian(zeros[:, told]))

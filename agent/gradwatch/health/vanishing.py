@@ -104,7 +104,9 @@ def _explained_by_nothing_else(sound: Window, chain: Chain, settings: Thresholds
     if len(keep) != len(chain.layers):
         keep = np.zeros(len(chain.layers), dtype=np.bool_)
     dead = dead_units.dead_layers(sound, dead_units.Thresholds())
-    silent = {dead.places[link] for link in np.flatnonzero(dead.suspected | dead.silenced)}
+    # What is dead in part still passes gradient on.
+    whole = dead.suspected & (dead.share[-1] >= 1.0) if len(dead.share) else dead.suspected
+    silent = {dead.places[link] for link in np.flatnonzero(whole | dead.silenced)}
     last_dead = max(
         (place for place, layer in enumerate(chain.layers) if layer in silent), default=-1
     )
