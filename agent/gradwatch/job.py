@@ -47,6 +47,8 @@ class Job:
         self._early: dict[str, Callable[[], float]] = {}  # logged before its step
         self._logged_first: set[str] = set()  # names that the script logs before it steps
         self._charged_s = 0.0
+        self._detail_cpu_s = 0.0  # of the sending thread, for detail frames
+        self._charged_detail_s = 0.0
         self.clipped: Clipped | None = None  # what was clipped for the step to come
         self._recorders: dict[str, FlightRecorder] = {}
         self._flown: set[str] = set()  # optimizers whose flight was sent
@@ -130,11 +132,16 @@ class Job:
             else:
                 self._early[name] = reader
 
-    def uncharged_cost_s(self) -> float:
-        """Processor time that the sending thread took since this was asked last."""
-        cost = self.outlet.cpu_s - self._charged_s
-        self._charged_s += cost
-        return cost
+    def uncharged_cost_s(self) -> tuple[float, float]:
+        """Processor time that the sending thread took since this was asked last.
+
+        For detail frames, and for all else.
+        """
+        detail_s = self._detail_cpu_s - self._charged_detail_s
+        other_s = self.outlet.cpu_s - self._charged_s - detail_s
+        self._charged_detail_s += detail_s
+        self._charged_s += detail_s + other_s
+        return detail_s, other_s
 
     def finish(self, status: str, reason: str = "") -> bool:
         """Send what is left, say how it ended, stop watching. True when all of it was sent."""
@@ -160,9 +167,12 @@ class Job:
 
     def _finished(self, pending: PendingFrame) -> Sequence[Record]:
         """In the sending thread: the frame with all of its numbers, and what a NaN brings along."""
+        started = time.thread_time()
         frame = pending.frame(self.rank)
         if frame is None:
             return ()
+        if frame.histograms is not None:
+            self._detail_cpu_s += time.thread_time() - started
         self.judge.take(frame)
         if "non_finite" not in frame.events:
             return (frame,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from gradwatch.clipping import Clipped
 from gradwatch.flight import FlightRecorder
 from gradwatch.layers import (
     PARALLEL_WRAPPERS,
@@ -173,7 +174,6 @@ class OptimizerWatch:
         self._job.outlet.drops["agent_error"] += 1
         say(f"could not {what} a step of {self.name}: {told(error)}")
 
-    @torch.no_grad()
     def _observe(
         self,
         optimizer: torch.optim.Optimizer,
@@ -186,7 +186,9 @@ class OptimizerWatch:
         self._started_at = started
         self.step += 1
         clipped, self._job.clipped = self._job.clipped, None
-        self._norm_pacer.charge(self._job.uncharged_cost_s())
+        detail_s, other_s = self._job.uncharged_cost_s()
+        self._detail_pacer.charge(detail_s)
+        self._norm_pacer.charge(other_s)
         overflow, skipped = _overflow(optimizer, skipped)
         # Both buckets fill at every step, so both are asked.
         norm_due = self._norm_pacer.due(self.step, elapsed_s) and not skipped
@@ -199,13 +201,7 @@ class OptimizerWatch:
         if skipped and not self._version:
             self._current_parameters()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
-            parameters = self._current_parameters()
-            scale = carried_scale(optimizer)
-            reading = (
-                self._meter.details(parameters, scale, self.step)
-                if detail_due
-                else self._meter.norms(parameters, scale, clipped)
-            ) or NoGradient(len(parameters))
+            reading = self._measured(carried_scale(optimizer), clipped, detail_due)
         frame = PendingFrame(
             self.name,
             self.step,
@@ -236,6 +232,17 @@ class OptimizerWatch:
         if not broken and not skipped:
             self._record(optimizer, elapsed_s)
 
+    @torch.no_grad()
+    def _measured(
+        self, scale: Tensor | None, clipped: Clipped | None, detail: bool
+    ) -> Reading | NoGradient:
+        parameters = self._current_parameters()
+        if detail:
+            reading = self._meter.details(parameters, scale, self.step)
+        else:
+            reading = self._meter.norms(parameters, scale, clipped)
+        return reading or NoGradient(len(parameters))
+
     def _locate(self, trace: Trace | None, broken: bool) -> None:
         """Before the step: read what was traced, and keep the weights that NaN will reach."""
         weights = self._parameters
@@ -254,7 +261,8 @@ class OptimizerWatch:
             return
         started = time.perf_counter()
         scale = carried_scale(optimizer)
-        self.recorder.sample(self.step, max(1, self._version), self._parameters, scale)
+        with torch.no_grad():
+            self.recorder.sample(self.step, max(1, self._version), self._parameters, scale)
         self.recorder.pacer.took(self.step, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
@@ -267,7 +275,8 @@ class OptimizerWatch:
         if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
             return False
         # This rank's part alone: the sum of a DTensor would be a collective.
-        before, self._broken = self._broken, not math.isfinite(plain(gradient).sum().item())
+        local = gradient.detach() if type(gradient) is Tensor else plain(gradient)
+        before, self._broken = self._broken, not cmath.isfinite(local.sum().item())
         return self._broken and not before
 
     def _current_parameters(self) -> list[Tensor]:
