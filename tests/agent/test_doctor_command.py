@@ -136,6 +136,19 @@ def test_a_script_without_a_seed_is_advised_and_not_failed(
     assert look("seed", observed(write(tmp_path, seed=""))).status is Status.ADVICE
 
 
+def test_a_script_that_changes_its_weights_by_hand_is_checked_too(
+    tmp_path: Path, observed: Callable[..., Observation]
+) -> None:
+    by_hand = "model.zero_grad()"
+    path = write(tmp_path, zero=by_hand)
+    update = "[item.data.sub_(0.1 * item.grad) for item in model.parameters()]"
+    path.write_text(path.read_text().replace("optimizer.step()", update))
+    seen = observed(path)
+    for check in ("backward", "model", "overfit", "reached", "weight_scale"):
+        assert look(check, seen).status is Status.PASSED, look(check, seen)
+    assert look("learning_rate", seen).status is Status.SKIPPED
+
+
 def test_arguments_reach_the_script(observed: Callable[..., Observation]) -> None:
     verdict = look("learning_rate", observed(SCRIPTS / "digits.py", "--lr", "30"))
     assert verdict.status is Status.WRONG

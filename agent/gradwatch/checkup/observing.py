@@ -34,11 +34,11 @@ from gradwatch.checkup.functions import (
     stops_gradient,
     unusable,
 )
+from gradwatch.checkup.gradients import carries, gradient_of, has_gradient
 from gradwatch.checkup.objective import Call, Copies, Objective, leading_to, leaves
 from gradwatch.checkup.observation import (
     FunctionCall,
     Hazard,
-    LayerGradient,
     LossCall,
     ModelCall,
     Observation,
@@ -48,7 +48,6 @@ from gradwatch.checkup.randomness import seeded
 from gradwatch.checkup.tapping import FunctionTap
 from gradwatch.checkup.trees import tensors_in
 from gradwatch.layers import Layer, named_layers, owning_models
-from gradwatch.measure import plain
 from gradwatch.notice import told
 
 # Calls of one step that are kept: a loop written out in tensors has more, and is not repeated.
@@ -57,7 +56,7 @@ MAX_CALLS = 20_000
 MAX_FUNCTION_CALLS = 2
 MAX_RECORDS = 64
 # A script that has gone back so often without an optimizer's step has none.
-MAX_BACKWARDS = 256
+MAX_BACKWARDS = 128
 SWITCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -113,6 +112,8 @@ class Observer(TorchFunctionMode):
         self._functions.close()
         for hook in self._hooks:
             hook.remove()
+        if not self._trainings and self._objectives:
+            self._guarded(self._begin_without_optimizer)
         self.seen.trainings = list(self._trainings.values())
         self.seen.held = _held_by_optimizers()
         if isinstance(exc_val, Exception):
@@ -192,7 +193,10 @@ class Observer(TorchFunctionMode):
 
     def _backward(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._guarded(self._note_backward, args[0])
-        return self._unseen(lambda: func(*args, **kwargs))
+        result = self._unseen(lambda: func(*args, **kwargs))
+        if self._steps and not self._trainings and len(self.seen.values) >= MAX_BACKWARDS:
+            raise EnoughSeen
+        return result
 
     # What is kept of it. None of this may disturb the script.
 
@@ -315,14 +319,12 @@ class Observer(TorchFunctionMode):
         reached = leaves(loss)
         self.seen.reached.update((id(tensor), tensor) for tensor in reached)
         for identity, training in self._trainings.items():
-            if not any(_carries(parameter) for parameter in training.held):
+            if not any(carries(parameter) for parameter in training.held):
                 self._clean.add(identity)
         if self._copying:
             calls = leading_to(loss, self._calls)
             identities = frozenset(id(tensor) for tensor in reached)
             self._objectives.append(Objective(calls, loss, self.seen.values[-1], identities))
-        if not self._trainings and len(self.seen.values) >= MAX_BACKWARDS:
-            raise EnoughSeen
 
     # The steps of optimizers.
 
@@ -338,7 +340,7 @@ class Observer(TorchFunctionMode):
         if id(optimizer) not in self._trainings:
             self._guarded(self._begin_training, optimizer)
         training = self._trainings.get(id(optimizer))
-        if training is not None and _has_gradient(training.held):
+        if training is not None and has_gradient(training.held):
             self._guarded(self._measure, training)
         self._stepping = True
 
@@ -379,6 +381,16 @@ class Observer(TorchFunctionMode):
         )
         self._trainings[id(optimizer)] = training
 
+    def _begin_without_optimizer(self) -> None:
+        """For a script that changes its weights by hand: the first backward as a step."""
+        weights = [item for item in self.seen.reached.values() if isinstance(item, nn.Parameter)]
+        standing_in = torch.optim.SGD(weights, lr=0.0)
+        self._objectives = self._objectives[:1]
+        self._begin_training(standing_in)
+        if has_gradient(weights):
+            self._measure(self._trainings[id(standing_in)])
+        self.seen.own_optimizer = True
+
     def _called_in(self, models: Iterable[nn.Module]) -> list[nn.Module]:
         return [
             module
@@ -388,7 +400,7 @@ class Observer(TorchFunctionMode):
         ]
 
     def _measure(self, training: Training) -> None:
-        training.gradients.append([_gradient_of(layer) for layer in training.layers])
+        training.gradients.append([gradient_of(layer) for layer in training.layers])
 
     def _end_step(self, training: Training) -> None:
         key = id(training.optimizer)
@@ -437,28 +449,3 @@ def _evaluating(modules: Sequence[nn.Module], held: Sequence[Tensor]) -> bool:
         )
     ]
     return bool(switched) and not any(module.training for module in switched)
-
-
-def _has_gradient(parameters: Sequence[Tensor]) -> bool:
-    return any(parameter.grad is not None for parameter in parameters)
-
-
-def _carries(parameter: Tensor) -> bool:
-    """Whether a gradient other than 0 is left in it."""
-    gradient = parameter.grad
-    return gradient is not None and bool(_values(gradient).any())
-
-
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else plain(gradient)
-
-
-def _gradient_of(layer: Layer) -> LayerGradient:
-    gradient = layer.parameter.grad
-    numel = layer.parameter.numel()
-    if gradient is None:
-        return LayerGradient(layer.name, float("nan"), numel, 0, False)
-    values = _values(gradient.detach())
-    norm = float(torch.linalg.vector_norm(values.abs().double()))
-    nonfinite = int(values.numel() - torch.isfinite(values).sum())
-    return LayerGradient(layer.name, norm, numel, nonfinite, True)
