@@ -50,7 +50,7 @@ def main() -> None:
             try:
                 with KINDS[kind](folder) as database:
                     url, _ = database.new()
-                    found[kind] = kill_at_random(
+                    counts = kill_at_random(
                         url,
                         folder,
                         given.kills,
@@ -59,20 +59,20 @@ def main() -> None:
                     )
             except MissingError as error:
                 sys.exit(f"{error}, or ask for --database sqlite alone")
+            found[kind] = counts
+            if not given.json:
+                show(kind, counts)
     if given.json:
         print(json.dumps({kind: counts._asdict() for kind, counts in found.items()}))
-    else:
-        show(found)
     if any(getattr(counts, loss) for counts in found.values() for loss in LOSSES):
         sys.exit("frames were lost or are double")
 
 
-def show(found: dict[str, Counts]) -> None:
+def show(kind: str, counts: Counts) -> None:
     """The table for people."""
-    print(f"{'':14}" + "".join(f"{kind:>14}" for kind in found))
-    for name in Counts._fields:
-        bar = "   bar 0" if name in LOSSES else ""
-        print(f"{name:14}" + "".join(f"{getattr(c, name):>14,}" for c in found.values()) + bar)
+    print(kind)
+    for name, count in counts._asdict().items():
+        print(f"  {name:14}{count:>10,}{'   bar 0' if name in LOSSES else ''}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -319,25 +319,22 @@ def measure(kind: str, steps: int, folder: Path, progress: Progress) -> Measured
         return Measured(kind, steps, cold, median, processor, found, whole())
 
 
-def show(measured: Sequence[Measured]) -> None:
+def show(result: Measured) -> None:
     """The table for people."""
-    for result in measured:
-        print(f"{result.database}, {LAYERS} layers x {result.steps:,} steps")
+    print(f"{result.database}, {LAYERS} layers x {result.steps:,} steps")
+    asked = f"asked at {COLUMNS} columns"
+    print(f"  {asked:38}{'first':>10}{'median':>10}{'bar':>8}{'collector':>13}")
+    for name in QUESTIONS:
         print(
-            f"  {'asked at ' + str(COLUMNS) + ' columns':38}{'first':>10}{'median':>10}{'bar':>8}"
+            f"  {name:38}{result.cold_s[name]:>8.3f} s{result.median_s[name]:>8.3f} s"
+            f"{BAR_S:>6.1f} s{result.collector_cpu_s[name]:>11.2f} s"
         )
-        for name in QUESTIONS:
-            print(
-                f"  {name:38}{result.cold_s[name]:>8.3f} s"
-                f"{result.median_s[name]:>8.3f} s{BAR_S:>6.1f} s"
-                f"{result.collector_cpu_s[name]:>11.2f} s"
-            )
-        print(f"  {'bytes a layer-step it covers':38}{'rows':>10}{'numbers':>10}{'histograms':>12}")
-        for size in result.sizes:
-            counts = "in them" if size.tier == 0 else f"{size.histogram_bytes_a_layer_step:.3f}"
-            numbers = f"{size.bytes_a_layer_step:.3f}"
-            print(f"  tier {size.tier:<33}{size.rows:>10,}{numbers:>10}{counts:>12}")
-        print(f"  whole database: {result.whole_bytes / 1e6:,.0f} MB\n")
+    print(f"  {'bytes a layer-step it covers':38}{'rows':>10}{'numbers':>10}{'histograms':>12}")
+    for size in result.sizes:
+        counts = "in them" if size.tier == 0 else f"{size.histogram_bytes_a_layer_step:.3f}"
+        numbers = f"{size.bytes_a_layer_step:.3f}"
+        print(f"  tier {size.tier:<33}{size.rows:>10,}{numbers:>10}{counts:>12}")
+    print(f"  whole database: {result.whole_bytes / 1e6:,.0f} MB\n", flush=True)
 
 
 def main() -> None:
@@ -353,12 +350,16 @@ def main() -> None:
     if given.steps < 4 * SPAN:
         parser.error(f"--steps: at least {4 * SPAN}")
     kinds: list[str] = given.database or list(KINDS)
+    measured: list[Measured] = []
     with (
         tempfile.TemporaryDirectory(prefix="gradwatch-queries-") as name,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
         try:
-            measured = [measure(kind, given.steps, Path(name), progress) for kind in kinds]
+            for kind in kinds:
+                measured.append(measure(kind, given.steps, Path(name), progress))
+                if not given.json:
+                    show(measured[-1])
         except MissingError as error:
             sys.exit(f"{error}, or ask for --database sqlite alone")
     if given.json:
@@ -367,8 +368,6 @@ def main() -> None:
             for result in measured
         ]
         print(json.dumps({"queries": found}))
-    else:
-        show(measured)
 
 
 if __name__ == "__main__":
