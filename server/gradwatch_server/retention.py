@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Engine, delete, exists, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
+from gradwatch.windows import WINDOW_FRAMES
 from gradwatch_server.database import writing
 from gradwatch_server.models import (
     BARE,
@@ -33,7 +34,6 @@ from gradwatch_server.models import (
 from gradwatch_server.packing import without_histograms
 from gradwatch_server.ranks import RANK_WINDOW_STEPS, drop_rank_frames
 from gradwatch_server.tiers import stretch_steps
-from gradwatch_server.windows import WINDOW_FRAMES
 
 DAY_S = 86_400.0
 # Layers of all rows that one transaction deletes: some megabytes, some hundredths of a second.
