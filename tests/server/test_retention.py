@@ -17,7 +17,7 @@ from test_tiers import LAYERS, check, expected, fold_all, some_frames, stored
 
 from gradwatch.wire.frame import RunEnd
 from gradwatch_server import retention, tasks, tiers
-from gradwatch_server.database import writing
+from gradwatch_server.database import migrate, writing
 from gradwatch_server.models import (
     BARE,
     GONE,
@@ -292,3 +292,16 @@ def test_what_beat_sends_is_folded_and_freed_by_the_settings(empty, monkeypatch)
         # Outside of a worker, as it would be called there.
         tasks.celery_app.tasks[schedule[entry]["task"]].run()
     assert steps_of(empty, run)[0] == (1500 - WINDOW_FRAMES) // 256 * 256
+
+
+def test_taking_the_tables_back_frees_what_deleted_runs_left(start_collector):
+    collector = start_collector()
+    kept, gone = new_run(), new_run()
+    for run in (kept, gone):
+        store(collector, run, some_frames(range(300)))
+    fold_all(collector.engine)
+    collector.request("DELETE", f"/api/v1/runs/{gone.id}")
+    migrate(collector.engine, "0005")
+    migrate(collector.engine)
+    assert (count(collector, Optimizer), count(collector, FrameRow)) == (1, 300)
+    assert count(collector, ManifestRow) == 1
