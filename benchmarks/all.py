@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, where there are many")
     given = parser.parse_args()
     scripts = sorted(path for path in HERE.glob("*.py") if path.name != Path(__file__).name)
     figures: dict[str, object] = {}
@@ -21,7 +22,10 @@ def main() -> None:
     for number, script in enumerate(scripts, start=1):
         filled = "#" * number + "." * (len(scripts) - number)
         print(f"[{filled}] {script.stem}", file=sys.stderr, flush=True)
-        command = [sys.executable, str(script), *(["--json"] if given.json else [])]
+        options = ["--json"] if given.json else []
+        if given.quick and '"--quick"' in script.read_text():
+            options.append("--quick")
+        command = [sys.executable, str(script), *options]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             failed.append(script.stem)
