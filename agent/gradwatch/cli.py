@@ -19,6 +19,8 @@ COMMANDS = {
     "sync": "Send runs that were kept on local disk to a collector.",
     "export": "Write a run's frames to a Parquet or CSV file.",
     "token": "Make, list and revoke the tokens that a collector asks for.",
+    "replay": "Judge an old run again, by today's detectors or by other thresholds.",
+    "explain": "Say what a kind of finding means, why it happens, and what to do.",
     "demo": "Train healthy and faulty networks, and look at the verdicts.",
 }
 EXTRA_OF = {"up": "server,dashboard", "demo": "all", "run": "torch", "token": "server"}

@@ -104,3 +104,10 @@ def _tables(
                 tables[name] = np.full(shape, np.nan, dtype=np.float32)
             tables[name][rows] = layout.spread(version, values[:, columns.index(name)])
     return tables
+
+
+def as_judged(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The frames that a judgement looks at, of those in ascending order of step."""
+    if len(frames) <= WINDOW_FRAMES:
+        return frames
+    return [*frames[:BEGINNING_FRAMES], *frames[BEGINNING_FRAMES - WINDOW_FRAMES :]]

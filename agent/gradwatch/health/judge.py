@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple, TypeVar, cast
 
@@ -32,7 +32,7 @@ from gradwatch.health import (
 )
 from gradwatch.health.causes import root_causes
 from gradwatch.health.finding import Finding, Severity
-from gradwatch.health.thresholds import ThresholdsOf
+from gradwatch.health.thresholds import ThresholdError, ThresholdsOf, changed
 from gradwatch.health.window import Window
 
 T = TypeVar("T", bound=ThresholdsOf)
@@ -95,6 +95,22 @@ class Settings:
 
 
 DEFAULTS = Settings()
+
+
+def settings_of(table: Mapping[str, object]) -> Settings:
+    """Settings from a table of tables: kind -> threshold -> number, as a TOML file has them.
+
+    Raises ThresholdError for a kind, a threshold or a value that does not exist.
+    """
+    kinds = {row.kind: row.thresholds for row in DETECTORS}
+    given: dict[str, ThresholdsOf] = {}
+    for kind, values in table.items():
+        if kind not in kinds:
+            raise ThresholdError(f"{kind!r} is no kind of finding; known are {', '.join(kinds)}")
+        if not isinstance(values, Mapping):
+            raise ThresholdError(f"{kind} must be a table, as [{kind}], not {values!r}")
+        given[kind] = changed(kinds[kind], cast(Mapping[str, object], values), kind)
+    return Settings(**given)
 
 
 def judge(window: Window, settings: Settings = DEFAULTS) -> list[Finding]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, field, fields
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 
 class ThresholdsOf(Protocol):
     """Any dataclass of thresholds."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+T = TypeVar("T", bound=ThresholdsOf)
 
 
 class Threshold(NamedTuple):
@@ -35,3 +39,25 @@ def thresholds_of(table: type[ThresholdsOf] | ThresholdsOf) -> list[Threshold]:
         )
         for item in fields(table)
     ]
+
+
+class ThresholdError(ValueError):
+    """A threshold that does not exist, or a value that it cannot have."""
+
+
+def changed(table: type[T], given: Mapping[str, object], kind: str) -> T:
+    """A detector's thresholds with some of them changed. Raises ThresholdError."""
+    known = {item.name: item for item in fields(table)}
+    for name, value in given.items():
+        if name not in known:
+            raise ThresholdError(f"[{kind}] has no {name!r}; known are {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise ThresholdError(f"[{kind}] {name} must be a number, not {value!r}")
+        if isinstance(known[name].default, int) and value != int(value):
+            unit = known[name].metadata["unit"]
+            raise ThresholdError(f"[{kind}] {name} must be a whole number of {unit}, not {value!r}")
+    numbers = {
+        name: int(cast(float, value)) if isinstance(known[name].default, int) else value
+        for name, value in given.items()
+    }
+    return table(**numbers)
