@@ -13,6 +13,7 @@ import numpy as np
 from gradwatch.client import Client, CollectorError
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DEFAULTS, Settings, judge, settings_of
+from gradwatch.health.score import score_of
 from gradwatch.health.thresholds import ThresholdError
 from gradwatch.notice import told
 from gradwatch.replay import Recording, read_spool, recording
@@ -173,6 +174,16 @@ def _continued(story: Story | None, finding: Finding) -> Story:
 
 def _show(before: Stories | None, after: Stories) -> None:
     """The findings, or the differences when there is something to compare with."""
+    _show_findings(before, after)
+    was = "" if before is None else f" (was {_health(before):.0f})"
+    click.echo(f"Health at the end: {_health(after):.0f} of 100{was}.")
+
+
+def _health(stories: Stories) -> float:
+    return score_of(story.severity for story in stories.values() if story.open)
+
+
+def _show_findings(before: Stories | None, after: Stories) -> None:
     if before is None:
         for key, story in sorted(after.items(), key=lambda item: item[1].first_step):
             click.echo(_line(" ", key, story))

@@ -128,4 +128,4 @@ def test_nothing_can_be_said_without_weights_or_frames() -> None:
 
 def test_thresholds_are_obeyed() -> None:
     grown = window(mlp(4), in_time(np.repeat([1.0, 5e3], [30, 20])))
-    assert detect(grown, Thresholds(growth=1e9, absurd=1e9)) is None
+    assert detect(grown, Thresholds(growth=1e9, creeping_growth=1e9, absurd=1e9)) is None

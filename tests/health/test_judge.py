@@ -64,7 +64,7 @@ def test_the_gravest_comes_first_and_of_equals_the_earliest() -> None:
 def test_settings_reach_their_detector() -> None:
     grown = window(mlp(4), np.repeat([1.0, 5e3], [30, 20])[:, None] * FLAT)
     assert [f.kind for f in judge(grown)] == ["exploding"]
-    deaf = Settings(exploding=exploding.Thresholds(growth=1e9, absurd=1e9))
+    deaf = Settings(exploding=exploding.Thresholds(growth=1e9, creeping_growth=1e9, absurd=1e9))
     assert judge(grown, deaf) == []
 
 

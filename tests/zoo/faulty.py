@@ -585,7 +585,7 @@ FAULTY: tuple[Scenario, ...] = (
     Scenario(
         "F38 creeping",
         creeping,
-        (expect("exploding", onset=400, within=LONG),),
+        (expect("exploding", onset=300, within=LONG),),
         frozenset({"non_finite", "divergence"}),
     ),
     Scenario("F40 wild row", wild_row, (expect("exploding", within=20),)),

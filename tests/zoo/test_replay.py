@@ -33,6 +33,7 @@ def test_a_run_on_disk_is_judged_again(run: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "never_updated, critical from step 1" in result.output
     assert "the optimizer does not hold them" in result.output
+    assert "Health at the end: 25 of 100." in result.output
 
 
 def test_other_thresholds_show_what_differs(run: Path, tmp_path: Path) -> None:
@@ -45,6 +46,7 @@ def test_other_thresholds_show_what_differs(run: Path, tmp_path: Path) -> None:
         line.startswith("- ") and "never_updated" in line for line in result.output.splitlines()
     )
     assert "differ (+ new, - gone, ~ changed)" in result.output
+    assert "(was 25)" in result.output
 
 
 def test_the_same_thresholds_show_that_nothing_differs(run: Path, tmp_path: Path) -> None:

@@ -52,10 +52,19 @@ class Thresholds:
         "the same where only the total's growth or the biases show it; healthy networks reach 1",
     )
     elasticity: float = threshold(
-        5.0,
+        10.0,
         "1",
         "gradient norm * weight norm / loss that goes with it, whatever the scale of the loss: "
         "healthy networks have about 1",
+    )
+    creeping_growth: float = threshold(
+        20.0, "1", "growth that is told as a warning when the loss hangs by a thread"
+    )
+    creeping_relative: float = threshold(2.0, "1", "gradient norm / weight norm that goes with it")
+    creeping_elasticity: float = threshold(
+        100.0,
+        "1",
+        "elasticity of such a loss: a step of 1 % of the weights doubles it; a GAN reaches 50",
     )
     absurd: float = threshold(
         1e6,
@@ -120,6 +129,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         flags = (signs.growth >= settings.growth) & large
         flags |= (signs.front >= settings.front) & (signs.front_relative >= settings.front_relative)
         flags |= (signs.bias_front >= settings.bias_front) & large
+        creeping = signs.growth >= settings.creeping_growth
+        creeping &= signs.relative >= settings.creeping_relative
+        flags |= creeping & (signs.elasticity >= settings.creeping_elasticity)
         # A loss that falls says that the scale is the loss's own.
         flags &= not _learns(window, settings)
         absurd = (signs.relative >= settings.absurd) | np.isinf(signs.total)
