@@ -19,7 +19,7 @@ from gradwatch.clipping import Clipped
 from gradwatch.layers import Layer
 from gradwatch.reading import SAMPLE_SIZE, Details, Ints, Reading, Weights
 from gradwatch.reduce import Reduced, finiteness, norms_of, reduce_layers
-from gradwatch.sampling import EMPTY, joined, sampled
+from gradwatch.sampling import EMPTY, RUN, joined, runs_of, sampled
 from gradwatch.transfer import copied_event, to_host
 from gradwatch.units import UnitCounter
 
@@ -164,22 +164,18 @@ def _broken(copy: Tensor) -> bool:
 
 
 def _gathered(gradients: Sequence[Tensor], whole: int, room: Tensor | None) -> tuple[Tensor, Ints]:
-    """Up to SAMPLE_SIZE elements of each at equal distances, from end to end; all of one that has
-    no more than `whole`. One after the other, on the device of the first, with how many of each.
+    """SAMPLE_SIZE elements of each, in runs from end to end; all of one that has no more than
+    `whole`. One after the other, on the device of the first, with how many of each.
 
     room: where they may be put, if it is of their size.
     """
     parts: list[Tensor] = []
-    sizes: list[int] = []
     for gradient in gradients:
-        size = gradient.numel()
-        step = 1 if size <= whole else max(-(-size // SAMPLE_SIZE), 1)
-        # A step that shares a factor with the rows' length sees the same few columns of each.
-        while step > 1 and math.gcd(step, gradient.shape[-1]) > 1:
-            step += 1
-        flat = gradient.view(-1) if gradient.is_contiguous() else gradient.flatten()
-        parts.append(flat[::step] if step > 1 else flat)
-        sizes.append(-(-size // step))
+        if gradient.numel() <= max(whole, SAMPLE_SIZE):
+            parts.append(gradient.reshape(-1))
+        else:
+            parts.append(runs_of(gradient, SAMPLE_SIZE // RUN).reshape(-1))
+    sizes = [part.numel() for part in parts]
     return joined(parts, room), np.array(sizes, dtype=np.int64)
 
 

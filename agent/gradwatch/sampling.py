@@ -37,12 +37,12 @@ def sampled(tensors: Sequence[Tensor], runs: int) -> Sampled:
     small = [place for place, each in enumerate(tensors) if each.numel() <= size]
     parts = [tensors[place].reshape(-1) for place in small]
     if large:
-        parts.append(joined([_runs(tensors[place], runs) for place in large]).view(-1))
+        parts.append(joined([runs_of(tensors[place], runs) for place in large]).view(-1))
     sizes = [tensors[place].numel() for place in small] + [size] * len(large)
     return Sampled(small + large, np.array(sizes, dtype=np.int64), joined(parts))
 
 
-def _runs(tensor: Tensor, runs: int) -> Tensor:
+def runs_of(tensor: Tensor, runs: int) -> Tensor:
     """Elements at equal distances, each with those after it. A view of shape [runs, RUN]."""
     if not tensor.is_contiguous():
         tensor = in_memory_order(tensor).contiguous()
@@ -54,8 +54,8 @@ def _runs(tensor: Tensor, runs: int) -> Tensor:
 def _distance(size: int, width: int, runs: int) -> int:
     """Between the first elements of two runs of a tensor whose rows have this width."""
     distance = (size - RUN) // max(1, runs - 1)
-    # One that shares a factor with the width sees the same few columns of each row.
-    while distance > 1 and math.gcd(distance, width) > 1:
+    # One that shares a larger factor with the width sees the same few columns of each row.
+    while math.gcd(distance, width) > RUN:
         distance -= 1
     return distance
 
