@@ -95,6 +95,8 @@ class Growth(NamedTuple):
     layer_steps: int
     first_a_s: float  # of the first tenth
     last_a_s: float  # of the last tenth
+    first_cpu_us: float  # of collector and database, a layer-step; says more on a busy machine
+    last_cpu_us: float
 
 
 class Course:
@@ -256,7 +258,7 @@ def measure(
     )
 
 
-def grow(database: str, url: str, frames: int, folder: Path) -> Growth:
+def grow(database: str, url: str, database_pid: int, frames: int, folder: Path) -> Growth:
     """Store one long run; how fast its first tenth and its last tenth went."""
     bodies = batches(1, frames, CADENCES[2])
     go = threading.Event()
@@ -266,7 +268,12 @@ def grow(database: str, url: str, frames: int, folder: Path) -> Growth:
         agent.start()
         began = time.perf_counter()
         go.set()
-        agent.join()
+        done: list[int] = []
+        used: list[float] = []
+        while agent.is_alive():
+            done.append(len(agent.acknowledged_at))
+            used.append(cpu_s(collector.pid) + _cpu(database_pid))
+            agent.join(0.05)
     at = [began, *agent.acknowledged_at]
     tenth = len(bodies) // 10
     layer_steps = tenth * BATCH_FRAMES * LAYERS
@@ -275,6 +282,10 @@ def grow(database: str, url: str, frames: int, folder: Path) -> Growth:
         frames * LAYERS,
         layer_steps / (at[tenth] - at[0]),
         layer_steps / (at[-1] - at[-1 - tenth]),
+        *(
+            float(np.diff(np.interp(ends, done, used))[0]) / layer_steps * 1e6
+            for ends in ((0, tenth), (len(bodies) - tenth, len(bodies)))
+        ),
     )
 
 
@@ -443,7 +454,7 @@ def growths(
         with KINDS[kind](folder) as database:
             say(f"{kind}, a run that grows")
             place = Path(tempfile.mkdtemp(dir=folder))
-            found.append(grow(kind, database.new()[0], frames, place))
+            found.append(grow(kind, database.new()[0], database.pid, frames, place))
     return found
 
 
@@ -530,7 +541,8 @@ def show(
         named = f"one run of {growth.layer_steps / 1e6:.0f} M layer-steps"
         print(
             f"{growth.database:12}{named:32}{growth.first_a_s:>15,.0f} at first,"
-            f"{growth.last_a_s:>12,.0f} at last: {growth.last_a_s / growth.first_a_s:.2f} of it"
+            f"{growth.last_a_s:>12,.0f} at last; "
+            f"{growth.first_cpu_us:.2f} us and {growth.last_cpu_us:.2f} us of processor"
         )
     for name, found in others.items():
         if found is None:
