@@ -70,7 +70,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     changes = np.diff(total)
     late = changes[len(changes) // 2 :]
     power = settings.slope <= slope <= settings.steepest and error <= settings.error
-    calm = float(np.std(late)) <= settings.calm * _loss_noise(sound, rows)
+    # Layer by layer, for clipping leaves the total calm too.
+    by_layer = np.diff(np.log(norms), axis=0)[len(changes) // 2 :]
+    calm = float(np.median(by_layer.std(axis=0))) <= settings.calm * _loss_noise(sound, rows)
     calm &= bool(total[-1] - total[0] >= np.log(settings.growth)) and slope <= settings.steepest
     if not (
         (power or calm)
