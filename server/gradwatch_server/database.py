@@ -30,8 +30,9 @@ def open_database(url: str) -> Engine:
         # SQLAlchemy 2.0 takes this for psycopg 2, which we do not bring.
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite":
-        timeout = {"connect_timeout": CONNECT_TIMEOUT_S}
-        return create_engine(parsed, pool_pre_ping=True, connect_args=timeout)
+        # A plan that was made for an empty table and kept would read all of a large one.
+        arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": None}
+        return create_engine(parsed, pool_pre_ping=True, connect_args=arguments)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
