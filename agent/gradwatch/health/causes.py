@@ -53,8 +53,9 @@ FOLLOWS: dict[str, frozenset[str]] = {
 PRECEDENCE = {kind: place for place, kind in enumerate(FOLLOWS)}
 # Two detectors may see the same beginning a few frames apart.
 SLACK_STEPS = 20
-# Steps after which a change of the weights shows: a loss is known at the step that follows.
-LAG_STEPS = {"loss_spike": 1}
+# Steps after which a beginning shows: a loss is known at the step after the change of the weights,
+# and a unit counts as dead once it was silent on five frames.
+LAG_STEPS = {"loss_spike": 1, "dead_units": 5}
 
 
 def root_causes(findings: Sequence[Finding]) -> list[Finding]:
