@@ -270,6 +270,8 @@ class _Batch:
                     FrameRow.optimizer_id == optimizer.id,
                     FrameRow.rank.in_(ranks),
                     FrameRow.step.in_(steps),
+                    # Until PostgreSQL has looked at a table it seeks by the range, not by names.
+                    FrameRow.step.between(steps[0], steps[-1]),
                 )
             ).all()
             for rank, step, digest in rows:
