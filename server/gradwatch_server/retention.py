@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Engine, delete, exists, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
-from gradwatch.windows import WINDOW_FRAMES
+from gradwatch.windows import BEGINNING_FRAMES, WINDOW_FRAMES
 from gradwatch_server.database import writing
 from gradwatch_server.models import (
     BARE,
@@ -173,31 +173,35 @@ def _old_stretches(engine: Engine, rest: int, before: float) -> list[tuple[int, 
             )
             .order_by(Stretch.optimizer_id, Stretch.start)
         ).all()
-        judged = {
-            optimizer_id: _judged_from(session, optimizer_id)
+        spared = {
+            optimizer_id: _spared(session, optimizer_id)
             for optimizer_id in {row.optimizer_id for row in rows}
         }
     return [
         (optimizer_id, start)
         for optimizer_id, start in rows
-        if start + stretch_steps(1) <= judged[optimizer_id]
+        if spared[optimizer_id].beginning < start
+        and start + stretch_steps(1) <= spared[optimizer_id].present
     ]
 
 
-def _judged_from(session: Session, optimizer_id: int) -> int:
-    """The first step of the frames that the next judgement looks at; they are always kept."""
+class Spared(NamedTuple):
+    """What judgements look at is always kept: steps up to `beginning`, and from `present` on."""
+
+    beginning: int
+    present: int
+
+
+def _spared(session: Session, optimizer_id: int) -> Spared:
     optimizer = session.get_one(Optimizer, optimizer_id)
-    steps = session.scalars(
-        select(FrameRow.step)
-        .where(
-            FrameRow.optimizer_id == optimizer_id,
-            FrameRow.rank == optimizer.speaker,
-            FrameRow.holds >= NORMS,
-        )
-        .order_by(FrameRow.step.desc())
-        .limit(WINDOW_FRAMES)
-    ).all()
-    return steps[-1] if len(steps) == WINDOW_FRAMES else 0
+    judged = select(FrameRow.step).where(
+        FrameRow.optimizer_id == optimizer_id,
+        FrameRow.rank == optimizer.speaker,
+        FrameRow.holds >= NORMS,
+    )
+    first = session.scalars(judged.order_by(FrameRow.step).limit(BEGINNING_FRAMES)).all()
+    newest = session.scalars(judged.order_by(FrameRow.step.desc()).limit(WINDOW_FRAMES)).all()
+    return Spared(first[-1] if first else 0, newest[-1] if len(newest) == WINDOW_FRAMES else 0)
 
 
 def _thin(engine: Engine, optimizer_id: int, start: int, rest: int) -> None:

@@ -39,6 +39,10 @@ from gradwatch_server.windows import WINDOW_FRAMES
 LONG_S = 60.0
 AT_ONCE = 1e-9  # days
 EVERYTHING = Keep()
+STEPS = 1500
+# Whole stretches between what the next judgement looks at: the run's beginning and its present.
+FREED = range(256, (STEPS - WINDOW_FRAMES) // 256 * 256)
+KEPT = [step for step in range(STEPS) if step not in FREED]
 
 
 def free(collector: Any, keep: Keep = EVERYTHING) -> None:
@@ -84,74 +88,71 @@ def test_nothing_is_freed_unless_somebody_said_so(empty):
 
 
 def test_old_frames_go_and_what_they_folded_into_stays(empty):
-    run, frames = new_run(), some_frames(range(1500))
+    run, frames = new_run(), some_frames(range(STEPS))
     store(empty, run, frames)
     fold_all(empty.engine)
     free(empty, Keep(frames_days=AT_ONCE))
-    kept = steps_of(empty, run)
-    # Whole stretches go, but those that the next judgement looks at.
-    assert kept == list(range((1500 - WINDOW_FRAMES) // 256 * 256, 1500))
+    assert steps_of(empty, run) == KEPT
     for start, row in stored(empty, run, 1).items():
-        assert row.frames == (GONE if start < kept[0] else WHOLE)
+        assert row.frames == (GONE if start in FREED else WHOLE)
         check(tiers.unpack_columns(row.body), frames[start : start + 256], 1)
 
 
 def test_a_stretch_that_is_to_be_folded_again_keeps_its_frames(empty):
-    run, frames = new_run(), some_frames(range(1500))
-    store(empty, run, frames[1:])
+    run, frames = new_run(), some_frames(range(STEPS))
+    store(empty, run, frames[:256] + frames[257:])
     fold_all(empty.engine)
-    empty.store(run, frames[:1])
+    empty.store(run, frames[256:257])
     free(empty, Keep(frames_days=AT_ONCE))
-    assert steps_of(empty, run)[:256] == list(range(256))
+    assert steps_of(empty, run)[:512] == list(range(512))
 
 
 def test_frames_that_come_after_their_stretch_is_gone_are_folded_in_once(empty):
-    run, frames = new_run(), some_frames(range(1500))
-    late = frames[40:50]
-    store(empty, run, frames[:40] + frames[50:])
+    run, frames = new_run(), some_frames(range(STEPS))
+    late = frames[300:310]
+    store(empty, run, frames[:300] + frames[310:])
     fold_all(empty.engine)
     free(empty, Keep(frames_days=AT_ONCE))
     # Some that are new and some that are not: nothing but the stretch knows by now.
     for _ in range(2):
-        empty.store(run, frames[30:50])
+        empty.store(run, frames[290:310])
         fold_all(empty.engine)
-    row = stored(empty, run, 1)[0]
+    row = stored(empty, run, 1)[256]
     assert row.frames == GONE
-    check(tiers.unpack_columns(row.body), frames[:256], 1)
-    told = [tiers.add_histograms([item], {1: [""] * LAYERS}, 1) for item in frames[:256]]
+    check(tiers.unpack_columns(row.body), frames[256:512], 1)
+    told = [tiers.add_histograms([item], {1: [""] * LAYERS}, 1) for item in frames[256:512]]
     sums = sum(counts for counts in told if counts is not None)
     assert row.histograms is not None
     assert np.array_equal(tiers.unpack_counts(row.histograms, LAYERS), sums)
     assert len(late) == 10
-    assert steps_of(empty, run)[0] > 256
+    assert steps_of(empty, run) == KEPT
     assert empty.client.run(run.id).optimizers[0].frames == 1500
 
 
 def test_old_histograms_go_and_their_sums_stay(empty):
-    run, frames = new_run(), some_frames(range(1500))
-    store(empty, run, frames[:20] + frames[21:])
+    run, frames = new_run(), some_frames(range(STEPS))
+    store(empty, run, frames[:300] + frames[301:])
     fold_all(empty.engine)
-    before = stored(empty, run, 1)[0].histograms
+    before = stored(empty, run, 1)[256].histograms
     free(empty, Keep(histograms_days=AT_ONCE))
-    assert stored(empty, run, 1)[0].frames == BARE
-    assert steps_of(empty, run) == [step for step in range(1500) if step != 20]
+    assert stored(empty, run, 1)[256].frames == BARE
+    assert steps_of(empty, run) == [step for step in range(STEPS) if step != 300]
     with Session(empty.engine) as session:
         for row in session.scalars(select(FrameRow).order_by(FrameRow.step)):
             item = unpack_frame(row.body, OPTIMIZER, 0, row.step)
-            old = row.step < (1500 - WINDOW_FRAMES) // 256 * 256
-            assert (item.histograms is None) == (old or row.step % 5 != 0)
+            assert (item.histograms is None) == (row.step in FREED or row.step % 5 != 0)
             assert bytes(item.values) == bytes(frames[row.step].values)
-    assert stored(empty, run, 1)[0].histograms == before
+    assert stored(empty, run, 1)[256].histograms == before
     # A late frame adds its own to the sums that were kept.
-    empty.store(run, [frames[20]])
+    empty.store(run, [frames[300]])
     fold_all(empty.engine)
-    row = stored(empty, run, 1)[0]
-    own = tiers.add_histograms([frames[20]], {1: [""] * LAYERS}, 1)
+    row = stored(empty, run, 1)[256]
+    own = tiers.add_histograms([frames[300]], {1: [""] * LAYERS}, 1)
     assert before is not None
     assert row.histograms is not None
     added = tiers.unpack_counts(row.histograms, LAYERS) - tiers.unpack_counts(before, LAYERS)
     assert np.array_equal(added, own)
-    low, *_ = expected(frames[:256], "norm")
+    low, *_ = expected(frames[256:512], "norm")
     fold = tiers.unpack_columns(row.body).statistics["norm"]
     assert np.array_equal(np.fmin.reduce(fold.low), low.astype("f4"))
 
@@ -235,7 +236,7 @@ def test_runs_are_stored_while_rows_are_freed(empty, monkeypatch):
 
 def test_several_workers_free_what_one_would(empty):
     run = new_run()
-    store(empty, run, some_frames(range(1500)))
+    store(empty, run, some_frames(range(STEPS)))
     fold_all(empty.engine)
     gone = new_run()
     store(empty, gone, some_frames(range(900)))
@@ -247,7 +248,7 @@ def test_several_workers_free_what_one_would(empty):
         worker.start()
     for worker in workers:
         worker.join()
-    assert steps_of(empty, run)[0] == (1500 - WINDOW_FRAMES) // 256 * 256
+    assert steps_of(empty, run) == KEPT
     assert count(empty, Optimizer) == 1
 
 
@@ -282,7 +283,7 @@ def test_a_budget_ends_in_time_and_says_that_there_is_more(empty, monkeypatch):
 
 def test_what_beat_sends_is_folded_and_freed_by_the_settings(empty, monkeypatch):
     run = new_run()
-    store(empty, run, some_frames(range(1500)))
+    store(empty, run, some_frames(range(STEPS)))
     settings = replace(empty.settings, keep_frames_days=AT_ONCE)
     monkeypatch.setattr(tasks, "BUDGET_S", LONG_S)
     monkeypatch.setattr(tasks, "_engine", lambda: empty.engine)
@@ -291,7 +292,7 @@ def test_what_beat_sends_is_folded_and_freed_by_the_settings(empty, monkeypatch)
     for entry in ("fold", "retain"):
         # Outside of a worker, as it would be called there.
         tasks.celery_app.tasks[schedule[entry]["task"]].run()
-    assert steps_of(empty, run)[0] == (1500 - WINDOW_FRAMES) // 256 * 256
+    assert steps_of(empty, run) == KEPT
 
 
 def test_taking_the_tables_back_frees_what_deleted_runs_left(start_collector):
