@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from gradwatch.health.score import DEFINITION
 from gradwatch.wire.api import FindingView, RunView
 from gradwatch_dashboard.formats import ABSENT, age, count, number, steps
 from gradwatch_dashboard.verdicts import SEVERITIES, STATES, STATUSES, VERDICTS, Look, look
@@ -150,6 +151,7 @@ def run_header(run: RunView, now: float) -> str:
     """Verdict, status and progress of one run, for the head of its page."""
     last_frame = ABSENT if run.last_frame_at is None else age(now - run.last_frame_at)
     shown = {
+        "health": _score(run),
         "status": plain(look(STATUSES, run.status)),
         "last step": number(run.last_step) if run.optimizers else ABSENT,
         "last frame": last_frame,
@@ -164,6 +166,13 @@ def run_header(run: RunView, now: float) -> str:
         f'<div class="gw-head">{pill(look(VERDICTS, run.verdict))}'
         f'<span class="gw-quiet">{escape(run.info.project)}</span></div>{facts(shown)}'
     )
+
+
+def _score(run: RunView) -> str:
+    """The health score, with its definition for the pointer."""
+    if run.score is None:
+        return ABSENT
+    return f'<span title="{escape(DEFINITION)}">{run.score:.0f} of 100</span>'
 
 
 def finding_card(finding: FindingView) -> str:

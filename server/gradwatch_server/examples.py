@@ -55,6 +55,7 @@ RUN_VIEW = api.RunView(
     optimizers=[api.OptimizerView(name="SGD", layers=20, frames=401, first_step=0, last_step=400)],
     findings=[FINDING],
     loss=2.1,
+    score=65.0,
 )
 FRAME = api.FrameView(
     optimizer="SGD",

@@ -9,6 +9,7 @@ import msgspec
 
 from gradwatch.health.finding import Severity
 from gradwatch.health.kinds import KINDS
+from gradwatch.health.score import score_of
 from gradwatch.wire.api import FindingView, OptimizerView, RunView, TokenView
 from gradwatch.wire.frame import RunInfo
 from gradwatch_server.models import OPEN, FindingRow, Optimizer, Run, TokenRow
@@ -69,11 +70,12 @@ def run_view(
     silent_after_s: float,
 ) -> RunView:
     """A run with its verdict: the gravest of its open findings that nobody muted."""
+    verdict = verdict_of(run, findings)
     return RunView(
         info=run_info(run),
         status=run_status(run, silent_after_s),
         reason=run.reason,
-        verdict=verdict_of(run, findings),
+        verdict=verdict,
         judged=run.judged >= run.changed > 0,
         last_step=max((optimizer.last_step for optimizer in optimizers), default=0),
         last_frame_at=run.last_frame_at,
@@ -93,6 +95,7 @@ def run_view(
         loss=run.loss,
         loss_nonfinite=run.loss_nonfinite,
         notes=run.notes,
+        score=None if verdict == "waiting" else round(score_of(_standing(findings)), 1),
     )
 
 
@@ -115,11 +118,14 @@ def run_status(run: Run, silent_after_s: float) -> str:
 
 def verdict_of(run: Run, findings: Sequence[FindingRow]) -> str:
     """critical, warning, healthy or waiting. findings: all of the run."""
-    worst = max(
-        (Severity(row.severity) for row in findings if row.state == OPEN and row.muted_at is None),
-        key=lambda severity: severity.rank,
-        default=Severity.INFO,
-    )
+    worst = max(_standing(findings), key=lambda severity: severity.rank, default=Severity.INFO)
     if worst is not Severity.INFO:
         return worst.value
     return "healthy" if run.judged else "waiting"
+
+
+def _standing(findings: Sequence[FindingRow]) -> list[Severity]:
+    """Of the findings that are open and that nobody muted."""
+    return [
+        Severity(row.severity) for row in findings if row.state == OPEN and row.muted_at is None
+    ]

@@ -161,6 +161,7 @@ class FakeRun:
             findings=self.findings,
             dropped=self.dropped,
             loss=0.231 if self.steps_n else None,
+            score={"critical": 25.0, "warning": 65.0, "healthy": 100.0}.get(self.verdict),
         )
 
     def heatmap(self, statistic: str, columns: int = 400) -> Heatmap:

@@ -1,9 +1,10 @@
 import time
-from html import unescape
+from html import escape, unescape
 
 from fake_runs import FakeRun, finding, typical_runs
 
 from gradwatch.health.kinds import KINDS
+from gradwatch.health.score import DEFINITION
 from gradwatch_dashboard.cards import (
     finding_card,
     flattened,
@@ -80,6 +81,12 @@ def test_a_run_that_sent_nothing_yet_shows_no_numbers() -> None:
     waiting = next(run for run in typical_runs() if run.verdict == "waiting").view()
     assert "Waiting" in run_header(waiting, time.time())
     assert "\N{EN DASH}" in run_facts(waiting, time.time())
+
+
+def test_the_health_of_a_run_is_shown_with_its_definition() -> None:
+    html = run_header(FakeRun("sick", verdict="critical").view(), 0)
+    assert "25 of 100" in html
+    assert escape(DEFINITION) in html
 
 
 def test_a_nested_configuration_becomes_dotted_names() -> None:

@@ -128,6 +128,7 @@ def test_a_finding_resolves_after_clean_steps_and_says_so_once(collector):
     assert finding.resolved_at is not None
     assert [alert.change for alert in collector.alerts()] == ["opened", "resolved"]
     assert collector.client.run(run.id).verdict == "healthy"
+    assert collector.client.run(run.id).score == 100
 
 
 def test_one_nan_is_over_after_clean_steps_though_the_window_still_holds_it(collector):

@@ -406,6 +406,7 @@ def test_a_finding_tells_all_that_became_of_it(collector, sick):
 def test_a_muted_finding_counts_for_no_verdict_and_sends_nothing(collector, sick):
     client = collector.client
     assert client.run(sick.id).verdict == "critical"
+    assert client.run(sick.id).score == 25
     finding = collector.findings(sick)["non_finite"]
     assert [item.state for item in collector.alerts()] == [alerts.PENDING]
     history = client.change_finding(finding.id, muted=True, note="known")

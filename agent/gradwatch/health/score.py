@@ -15,6 +15,9 @@ from gradwatch.health.finding import Finding, Severity
 # What a finding takes. Information alone never brings a run below 90: see FLOOR.
 WEIGHTS = {Severity.INFO: 0.05, Severity.WARNING: 0.35, Severity.CRITICAL: 0.75}
 FLOOR = 90.0
+DEFINITION = "100, less {} of what is left for each open finding; information leaves {:g}".format(
+    ", ".join(f"{weight:.0%} ({severity})" for severity, weight in WEIGHTS.items()), FLOOR
+)
 
 
 def run_score(findings: Iterable[Finding]) -> float:

@@ -111,6 +111,7 @@ class RunView(Answer, frozen=True, kw_only=True):
     loss: float | None = None  # the last one logged; null when it was not finite
     loss_nonfinite: bool = False  # the last one logged was NaN or Inf
     notes: str = ""
+    score: float | None = None  # health from 0 to 100, see gradwatch.health.score; null if waiting
 
 
 class RunPatch(Question, frozen=True, kw_only=True):
