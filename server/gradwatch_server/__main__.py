@@ -11,6 +11,7 @@ from gradwatch_server import logs
 from gradwatch_server.alerts import ChannelError, check_channel
 from gradwatch_server.app import create_app
 from gradwatch_server.database import migrate, open_database
+from gradwatch_server.rules import load_rules
 from gradwatch_server.settings import Settings
 from gradwatch_server.tokens import any_token
 
@@ -51,7 +52,9 @@ def main(host: str, port: int) -> None:
 def load_settings() -> Settings:
     """The settings of this process, or a message that names the variable that is wrong."""
     try:
-        return Settings.load()
+        settings = Settings.load()
+        load_rules(settings.thresholds)  # workers need them: better told here than in their logs
+        return settings
     except ValueError as error:
         raise click.ClickException(str(error)) from None
 

@@ -10,11 +10,12 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from gradwatch.health.judge import judge
+from gradwatch.health.judge import DEFAULTS, judge
 from gradwatch_server.database import reading, writing
 from gradwatch_server.findings import reconcile
 from gradwatch_server.models import Optimizer, Run
 from gradwatch_server.ranks import merge_due
+from gradwatch_server.rules import NO_RULES, Rules
 from gradwatch_server.windows import load_window
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ LEASE_S = 60.0
 BATCH = 200
 
 
-def judge_due(engine: Engine, channels: Sequence[str]) -> bool:
+def judge_due(engine: Engine, channels: Sequence[str], rules: Rules = NO_RULES) -> bool:
     """Judge every run that changed since it was judged. Returns whether alerts were written."""
     merge_due(engine)
     with Session(engine) as session:
@@ -37,23 +38,29 @@ def judge_due(engine: Engine, channels: Sequence[str]) -> bool:
     alerted = False
     for run_id in due:
         try:
-            alerted |= judge_run(engine, run_id, channels)
+            alerted |= judge_run(engine, run_id, channels, rules)
         except Exception:
             # It is tried again when its lease ends; the runs after it must not wait for that.
             log.exception("run %d could not be judged", run_id)
     return alerted
 
 
-def judge_run(engine: Engine, run_id: int, channels: Sequence[str]) -> bool:
+def judge_run(
+    engine: Engine, run_id: int, channels: Sequence[str], rules: Rules = NO_RULES
+) -> bool:
     """Judge one run, unless another worker is at it. Safe to repeat at any time."""
     changed = _claim(engine, run_id)
     if changed is None:
         return False
     alerted = False
     with reading(engine) as session:
+        run = session.get(Run, run_id)
+        settings = rules.settings(run.project, run.key) if run is not None else DEFAULTS
         optimizers = session.scalars(select(Optimizer).where(Optimizer.run_id == run_id)).all()
         windows = [(optimizer.name, load_window(session, optimizer)) for optimizer in optimizers]
-    judged = [(name, window, judge(window)) for name, window in windows if len(window.steps)]
+    judged = [
+        (name, window, judge(window, settings)) for name, window in windows if len(window.steps)
+    ]
     with writing(engine) as session:
         # The lock keeps a collector from opening the same finding meanwhile.
         run = session.get(Run, run_id, with_for_update=True)

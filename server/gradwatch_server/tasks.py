@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gradwatch_server import alerts, folding, judging, logs, redis_broker, retention
 from gradwatch_server.database import open_database
 from gradwatch_server.file_broker import POLL_S, SCHEME
+from gradwatch_server.rules import Rules, load_rules
 from gradwatch_server.settings import Settings
 from gradwatch_server.task_counts import TaskCounts
 
@@ -116,6 +117,11 @@ def _engine() -> Engine:
 
 
 @cache
+def _rules() -> Rules:
+    return load_rules(_settings().thresholds)
+
+
+@cache
 def _counts() -> TaskCounts:
     return TaskCounts()
 
@@ -169,7 +175,7 @@ def _write_counts(at_once: bool = False) -> None:
 @celery_app.task(name="gradwatch.judge")  # pyright: ignore[reportUntypedFunctionDecorator]
 def judge() -> None:
     """Judge the runs that changed."""
-    if judging.judge_due(_engine(), _settings().channels):
+    if judging.judge_due(_engine(), _settings().channels, _rules()):
         deliver()
 
 

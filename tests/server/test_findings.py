@@ -223,11 +223,11 @@ def test_a_run_that_cannot_be_judged_does_not_keep_others_waiting(collector, mon
         collector.store(run, [manifest(dense(LAYERS)), *vanishing(range(60))])
     judge, judged = judging.judge, []
 
-    def fail_once(window: Any) -> Any:
+    def fail_once(window: Any, settings: Any) -> Any:
         judged.append(window)
         if len(judged) == 1:
             raise ArithmeticError("a detector's bug")
-        return judge(window)
+        return judge(window, settings)
 
     monkeypatch.setattr(judging, "judge", fail_once)
     assert collector.judge()
@@ -239,7 +239,7 @@ def test_a_worker_that_died_at_a_run_is_replaced_when_its_lease_ends(collector, 
     collector.store(run, [manifest(dense(LAYERS)), *vanishing(range(60))])
     monkeypatch.setattr(judging, "LEASE_S", 0.3)
     with monkeypatch.context() as dying:
-        dying.setattr(judging, "judge", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        dying.setattr(judging, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             collector.judge()
     assert not collector.judge()  # leased
