@@ -11,7 +11,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from gradwatch.notice import say, told
 from gradwatch.settings import Settings
@@ -86,11 +85,6 @@ class Outlet:
         self._wake.set()
         self._thread.join(deadline_s)
         return not self._thread.is_alive() and self._spool is None
-
-    @property
-    def spool_folder(self) -> Path | None:
-        """Where unsent batches are kept, None when there are none."""
-        return self._spool.folder if self._spool else None
 
     def _work(self) -> None:
         flushed_at = 0.0
