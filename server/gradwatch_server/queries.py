@@ -111,15 +111,20 @@ def flow(session: Session, optimizer: Optimizer, step: int | None) -> Flow:
     if step is not None:
         details = details.where(FrameRow.step <= step)
     row = session.execute(details.order_by(FrameRow.step.desc()).limit(1)).first()
-    if row is None:
-        gone = select(Stretch.start).where(
-            Stretch.optimizer_id == optimizer.id, Stretch.tier == 1, Stretch.frames == GONE
+    # A frame of the run's beginning does not stand for those after it that are gone.
+    gone = select(Stretch.start).where(
+        Stretch.optimizer_id == optimizer.id,
+        Stretch.tier == 1,
+        Stretch.frames == GONE,
+        Stretch.start > (-1 if row is None else row.step),
+        Stretch.start <= (optimizer.last_step if step is None else step),
+    )
+    if session.scalar(gone.limit(1)) is not None:
+        raise NotFoundError(
+            "frames of single steps are not kept for so long here; the heatmap and the curves "
+            "still hold what they were folded into"
         )
-        if session.scalar(gone.limit(1)) is not None:
-            raise NotFoundError(
-                "frames of single steps are not kept for so long here; the heatmap and the curves "
-                "still hold what they were folded into"
-            )
+    if row is None:
         raise NotFoundError("no detail frame has come yet")
     frame = unpack_frame(row.body, optimizer.name, optimizer.speaker, row.step)
     layout = load_layout(session, optimizer)

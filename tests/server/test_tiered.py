@@ -167,6 +167,7 @@ def test_what_was_folded_answers_for_frames_that_are_gone(collector):
         tiered.Span(512, None, 100),
         tiered.Span(1600, 3199, 50),
         tiered.Span(160, 319, 10),
+        tiered.Span(480, 639, 10),
     ):
         check_heatmap(collector, run, frames, "norm", span)
     # Steps of which only a column is left: the column that holds them.
@@ -177,7 +178,7 @@ def test_what_was_folded_answers_for_frames_that_are_gone(collector):
     assert np.array_equal(shown.high[:, 0], high.astype("f4"))
     check_histograms(collector, run, frames, tiered.Span(None, None, 5))
     with pytest.raises(CollectorError, match="not kept"):
-        collector.client.flow(run.id, OPTIMIZER, step=100)
+        collector.client.flow(run.id, OPTIMIZER, step=1000)
 
 
 def test_histograms_that_are_gone_are_answered_from_their_sums(collector):
