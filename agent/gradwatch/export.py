@@ -7,7 +7,6 @@ rows of a step. What was not measured, or was not finite, is empty; `nonfinite` 
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any, NamedTuple
 import click
 
 from gradwatch.client import Client, CollectorError
-from gradwatch.settings import SettingError, Settings
+from gradwatch.remote_runs import collector, find_run
 from gradwatch.wire.api import FrameView, ManifestView, OptimizerView, RunView
 from gradwatch.wire.statistics import BY_NAME
 
 KEYS = ("optimizer", "rank", "step", "time", "layer")
 SCALAR = "scalar_"
-TIMEOUT_S = 60.0
 # A Parquet row group: large enough to compress, small enough for a laptop's memory.
 GROUP_ROWS = 200_000
 
@@ -79,9 +77,9 @@ def export(
         raise click.UsageError(f"--to must end with {' or '.join(WRITERS)}, not {target.name!r}")
     if target.exists():
         raise click.ClickException(f"{target} is there already; name another file, or remove it")
-    client = _client(url, token)
+    client = collector(url, token)
     try:
-        found = _find(client, run)
+        found = find_run(client, run)
         chosen = [item for item in found.optimizers if optimizer in (None, item.name)]
         if not chosen:
             known = ", ".join(item.name for item in found.optimizers) or "none"
@@ -95,38 +93,6 @@ def export(
     except CollectorError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{rows} rows in {target}")
-
-
-def _client(url: str | None, token: str | None) -> Client:
-    try:
-        settings = Settings.load({"url": url, "token": token})
-    except SettingError as error:
-        raise click.UsageError(str(error)) from None
-    if not settings.url:
-        raise click.UsageError("name the collector: --url http://host:8470, or set GRADWATCH_URL")
-    return Client(settings.url, settings.token, TIMEOUT_S)
-
-
-def _find(client: Client, run: str) -> RunView:
-    """The one run whose id begins so."""
-    if not re.fullmatch("[0-9a-f]{4,32}", run):
-        raise click.UsageError(f"{run!r} is no run's id: 32 hexadecimal digits, or the first of it")
-    if len(run) == 32:
-        return client.run(run)
-    found: list[RunView] = []
-    after: str | None = None
-    while True:
-        page = client.runs(after=after)
-        found += [view for view in page.runs if view.info.id.startswith(run)]
-        after = page.next
-        if len(found) > 1:
-            names = ", ".join(view.info.id for view in found[:3])
-            raise click.ClickException(f"several runs begin with {run}: {names}; give more digits")
-        if after is None:
-            break
-    if not found:
-        raise click.ClickException(f"no run's id begins with {run}")
-    return found[0]
 
 
 def _scalar_names(client: Client, run: RunView, chosen: Sequence[OptimizerView]) -> list[str]:

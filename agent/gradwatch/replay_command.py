@@ -10,15 +10,14 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from gradwatch.client import Client, CollectorError
+from gradwatch.client import CollectorError
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DEFAULTS, Settings, judge, settings_of
 from gradwatch.health.score import score_of
 from gradwatch.health.thresholds import ThresholdError
 from gradwatch.notice import told
+from gradwatch.remote_runs import collector, find_run, is_id
 from gradwatch.replay import Recording, read_spool, recording
-from gradwatch.settings import SettingError
-from gradwatch.settings import Settings as Environment
 from gradwatch.spool import spooled
 from gradwatch.windows import as_judged
 from gradwatch.wire.api import FrameView
@@ -52,9 +51,9 @@ Stories = dict[tuple[str, str], Story]  # by optimizer and kind
 def replay(run: str, thresholds: Path | None, url: str | None, token: str | None) -> None:
     """Judge an old run again and show what differs.
 
-    RUN is a folder of a run kept on local disk, or the id of a collector's run. A collector's run
-    is compared with what was told of it then; with --thresholds, the thresholds given are compared
-    with the defaults.
+    RUN is a folder of a run kept on local disk, or the id of a collector's run, or the beginning
+    of it. A collector's run is compared with what was told of it then; with --thresholds, the
+    thresholds given are compared with the defaults.
     """
     settings = _settings(thresholds) if thresholds else DEFAULTS
     before: Stories | None = None
@@ -88,16 +87,11 @@ def _local(folder: Path) -> Recording:
 
 
 def _remote(run: str, url: str | None, token: str | None) -> tuple[Recording, Stories]:
+    if not is_id(run):
+        raise click.UsageError(f"{run} is neither a folder nor a run's id")
+    client = collector(url, token)
     try:
-        environment = Environment.load({"url": url, "token": token})
-    except SettingError as error:
-        raise click.UsageError(str(error)) from None
-    if not environment.url:
-        raise click.UsageError(
-            f"{run} is no folder; for a collector's run name the collector: --url http://host:8470"
-        )
-    client = Client(environment.url, environment.token)
-    try:
+        run = find_run(client, run).info.id
         records: list[Manifest | Frame] = []
         views = client.manifests(run)
         for optimizer in sorted({view.optimizer for view in views}):

@@ -82,6 +82,7 @@ def test_a_folder_without_frames_and_a_run_without_a_collector_are_told(
     monkeypatch.delenv("GRADWATCH_URL", raising=False)
     assert "holds no frames" in replayed(tmp_path).output
     assert "name the collector: --url" in CliRunner().invoke(replay, ["0123abcd"]).output
+    assert "neither a folder nor a run's id" in CliRunner().invoke(replay, ["runs/no"]).output
 
 
 def test_every_kind_is_explained_and_all_are_listed() -> None:
