@@ -11,6 +11,7 @@ from gradwatch.health.kinds import KINDS
 from gradwatch.health.thresholds import thresholds_of
 
 WIDTH = 88
+PAGES = "docs/findings"  # of the source tree: a page for each kind
 
 
 @click.command()
@@ -54,6 +55,9 @@ def reference(name: str) -> str:
         for row in rows
     ]
     parts.append("\n".join([click.style("Thresholds", bold=True), *lines]))
+    parts.append(
+        _wrapped(f"The mathematics, and a real example: {PAGES}/{name}.md in the sources.")
+    )
     return "\n\n".join(parts)
 
 

@@ -90,7 +90,8 @@ def test_every_kind_is_explained_and_all_are_listed() -> None:
     for kind in KINDS.values():
         assert f"{kind.name} " in listed
         text = " ".join(CliRunner().invoke(explain, [kind.name]).output.split())
-        for part in (kind.title, kind.meaning, kind.explanation, kind.action, kind.source):
+        page = f"docs/findings/{kind.name}.md"
+        for part in (kind.title, kind.meaning, kind.explanation, kind.action, kind.source, page):
             assert part in text
     assert "Thresholds" in CliRunner().invoke(explain, ["Loss-Spike"]).output
 
