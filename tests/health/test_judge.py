@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gradwatch.health import exploding
+from gradwatch.health import exploding, learning_rate_too_high
+from gradwatch.health.course import Movement
 from gradwatch.health.finding import Finding, Severity
-from gradwatch.health.judge import DETECTORS, Settings, Verdict, judge, verdict
+from gradwatch.health.judge import DETECTORS, Settings, Verdict, judge, settings_of, verdict
 from gradwatch.health.kinds import KINDS
 from gradwatch.health.window import Window
 from gradwatch.wire.statistics import BY_NAME
 
-from .windows import mlp, rows, window, with_statistic
+from .windows import mlp, rows, window, with_loss, with_statistic
 
 FLAT = np.full(8, 1e-2)
 
@@ -66,6 +67,34 @@ def test_settings_reach_their_detector() -> None:
     assert [f.kind for f in judge(grown)] == ["exploding"]
     deaf = Settings(exploding=exploding.Thresholds(growth=1e9, creeping_growth=1e9, absurd=1e9))
     assert judge(grown, deaf) == []
+
+
+def thrown_about() -> Window:
+    """Each step changes a fifth of the weights, and the loss swings about its start."""
+    uneven = 1e-2 + 1e-3 * np.cos(np.arange(120))[:, None] * np.ones(6)
+    base = window(mlp(3), uneven, steps=120, update_ratio=0.2)
+    return with_loss(base, 2.3 + 0.4 * np.sin(1.9 * np.arange(120)))
+
+
+def test_thresholds_reach_the_other_kinds_that_reason_with_them() -> None:
+    assert [f.kind for f in judge(thrown_about())] == ["oscillation"]
+    deaf = settings_of({"learning_rate_too_high": {"ratio": 0.3, "extreme": 0.9}})
+    assert "oscillation" not in [f.kind for f in judge(thrown_about(), deaf)]
+
+
+def test_updates_are_judged_once_for_all_the_kinds_that_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Movement] = []
+    made = learning_rate_too_high.too_large
+
+    def counted(moved: Movement, settings: learning_rate_too_high.Thresholds) -> NDArray[np.bool_]:
+        asked.append(moved)
+        return made(moved, settings)
+
+    monkeypatch.setattr(learning_rate_too_high, "too_large", counted)
+    judge(thrown_about())
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -35,27 +35,29 @@ from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import ThresholdError, ThresholdsOf, changed
 from gradwatch.health.window import Window
 
-T = TypeVar("T", bound=ThresholdsOf)
-
 
 class Detector(NamedTuple):
     """A row of the table of detectors."""
 
     kind: str  # see gradwatch.health.kinds; also the name of its thresholds in Settings
     thresholds: type[ThresholdsOf]
-    detect: Callable[[Window, ThresholdsOf], Finding | None]
+    detect: Callable[[Window, Settings], Finding | None]
 
 
-def _row(kind: str, thresholds: type[T], detect: Callable[[Window, T], Finding | None]) -> Detector:
-    def judged(window: Window, given: ThresholdsOf) -> Finding | None:
-        return detect(window, cast(T, given))
+def _row(
+    kind: str, thresholds: type[ThresholdsOf], detect: Callable[..., Finding | None], *others: str
+) -> Detector:
+    """others: kinds whose thresholds `detect` takes after those of its own."""
+
+    def judged(window: Window, settings: Settings) -> Finding | None:
+        return detect(window, *(settings[each] for each in (kind, *others)))
 
     return Detector(kind, thresholds, judged)
 
 
 # In the order of gradwatch.health.kinds.
 DETECTORS: tuple[Detector, ...] = (
-    _row("vanishing", vanishing.Thresholds, vanishing.detect),
+    _row("vanishing", vanishing.Thresholds, vanishing.detect, "dead_units"),
     _row("exploding", exploding.Thresholds, exploding.detect),
     _row("dead_units", dead_units.Thresholds, dead_units.detect),
     _row("non_finite", non_finite.Thresholds, non_finite.detect),
@@ -67,7 +69,7 @@ DETECTORS: tuple[Detector, ...] = (
         "learning_rate_too_high", learning_rate_too_high.Thresholds, learning_rate_too_high.detect
     ),
     _row("divergence", divergence.Thresholds, divergence.detect),
-    _row("oscillation", oscillation.Thresholds, oscillation.detect),
+    _row("oscillation", oscillation.Thresholds, oscillation.detect, "learning_rate_too_high"),
     _row("learning_rate_too_low", learning_rate_too_low.Thresholds, learning_rate_too_low.detect),
     _row("loss_spike", loss_spike.Thresholds, loss_spike.detect),
     _row("plateau", plateau.Thresholds, plateau.detect),
@@ -122,7 +124,7 @@ def judge(window: Window, settings: Settings = DEFAULTS) -> list[Finding]:
         return []
     # Numbers of a broken run overflow; what comes of it compares as false, and says nothing.
     with np.errstate(all="ignore"):
-        found = [detector.detect(window, settings[detector.kind]) for detector in DETECTORS]
+        found = [detector.detect(window, settings) for detector in DETECTORS]
     findings = root_causes([finding for finding in found if finding is not None])
     return sorted(findings, key=lambda finding: (-finding.severity.rank, finding.first_step))
 

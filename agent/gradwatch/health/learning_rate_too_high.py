@@ -62,8 +62,15 @@ class Verdict(NamedTuple):
     diverged: bool
 
 
-def judged(sound: Window, window: Window, settings: Thresholds) -> Verdict | None:
+def judged(window: Window, settings: Thresholds) -> Verdict | None:
     """Too large updates with nothing learnt; None otherwise."""
+    return window.once(_judged, settings)
+
+
+def _judged(window: Window, settings: Thresholds) -> Verdict | None:
+    sound = sound_part(window)
+    if not len(sound.steps):
+        return None
     known, moved = course(window), movement(sound)
     result = outcome(known, last=max(settings.last, len(known.loss) // 4))
     large = too_large(moved, settings)
@@ -144,13 +151,10 @@ def too_large(moved: Movement, settings: Thresholds) -> NDArray[np.bool_]:
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """Weights thrown away by updates, with the loss far above its start, or stuck."""
-    sound = sound_part(window)
-    if not len(sound.steps):
-        return None
-    found = judged(sound, window, settings)
+    found = judged(window, settings)
     if found is None or found.bounces:
         return None
-    result = found.result
+    sound, result = sound_part(window), found.result
     fate = (
         f"the loss has gone from {spoken(result.start)} to {spoken(result.now)}"
         if found.diverged

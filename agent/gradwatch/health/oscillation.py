@@ -14,6 +14,8 @@ from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 from gradwatch.health.words import kept, spoken
 
+UPDATES = learning_rate_too_high.Thresholds()
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -22,12 +24,16 @@ class Thresholds:
     steps: int = threshold(60, "steps", "a bounce or two are part of any start")
 
 
-def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
+def detect(
+    window: Window,
+    settings: Thresholds = Thresholds(),
+    of_updates: learning_rate_too_high.Thresholds = UPDATES,
+) -> Finding | None:
     """Updates that are too large, and a loss that swings about where it began."""
     sound = sound_part(window)
     if not len(sound.steps) or int(sound.steps[-1]) < settings.steps:
         return None
-    found = learning_rate_too_high.judged(sound, window, learning_rate_too_high.Thresholds())
+    found = learning_rate_too_high.judged(window, of_updates)
     if found is None or not found.bounces:
         return None
     result = found.result

@@ -14,6 +14,8 @@ from gradwatch.health.robust import median, onset
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 
+DEAD_UNITS = dead_units.Thresholds()
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -52,10 +54,15 @@ class Thresholds:
     )
 
 
-def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
+def detect(
+    window: Window,
+    settings: Thresholds = Thresholds(),
+    of_dead_units: dead_units.Thresholds = DEAD_UNITS,
+) -> Finding | None:
     """Leading weight layers whose gradient is tiny relative to the last layers and the weights."""
     sound = sound_part(window)
-    chain = _explained_by_nothing_else(sound, chain_of(sound), settings)
+    dead = dead_units.dead_layers(sound, of_dead_units)
+    chain = _explained_by_nothing_else(chain_of(sound), dead, settings)
     count = len(chain.layers)
     if len(sound.steps) < settings.frames or count < settings.leading_layers + 1:
         return None
@@ -97,13 +104,14 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     )
 
 
-def _explained_by_nothing_else(sound: Window, chain: Chain, settings: Thresholds) -> Chain:
+def _explained_by_nothing_else(
+    chain: Chain, dead: dead_units.DeadLayers, settings: Thresholds
+) -> Chain:
     """The links that have a gradient and lie after every layer with dead units."""
     recent = chain.rms[-settings.recent_frames :]
     keep = np.isnan(recent).mean(axis=0) <= 0.5 if len(recent) else np.zeros(0, dtype=np.bool_)
     if len(keep) != len(chain.layers):
         keep = np.zeros(len(chain.layers), dtype=np.bool_)
-    dead = dead_units.dead_layers(sound, dead_units.Thresholds())
     # What is dead in part still passes gradient on.
     whole = dead.suspected & (dead.share[-1] >= 1.0) if len(dead.share) else dead.suspected
     silent = {dead.places[link] for link in np.flatnonzero(whole | dead.silenced)}
