@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -40,6 +40,14 @@ MSGPACK = "application/x-msgpack"
 DEFAULT_TIMEOUT_S = 10.0
 
 T = TypeVar("T")
+
+
+class StepSpan(TypedDict, total=False):
+    """Steps to ask for; without `first` and `last`, all there are."""
+
+    first: int | None
+    last: int | None
+    columns: int  # at most so many groups of steps
 
 
 class CollectorError(RuntimeError):
@@ -249,68 +257,35 @@ class Client:
         statistic: str = "norm",
         *,
         layers: str | None = None,
-        first: int | None = None,
-        last: int | None = None,
-        columns: int = 400,
+        **span: Unpack[StepSpan],
     ) -> Heatmap:
         """One statistic over layers and steps: low, mean and high as float32[layers, columns].
 
-        layers: pattern of names, as "blocks.0.*". columns: at most so many groups of steps.
+        layers: pattern of names, as "blocks.0.*". columns: 400 unless told otherwise.
         """
-        return self._get(
-            f"{_of(run)}/heatmap",
-            Heatmap,
-            optimizer=optimizer,
-            statistic=statistic,
-            layers=layers,
-            first=first,
-            last=last,
-            columns=columns,
-        )
+        named: dict[str, Any] = {"statistic": statistic, "layers": layers}
+        return self._get(f"{_of(run)}/heatmap", Heatmap, optimizer=optimizer, **named, **span)
 
     def histograms(
-        self,
-        run: str,
-        optimizer: str,
-        layer: str,
-        *,
-        first: int | None = None,
-        last: int | None = None,
-        columns: int = 100,
+        self, run: str, optimizer: str, layer: str, **span: Unpack[StepSpan]
     ) -> Histograms:
-        """One layer's histograms over steps: counts as uint64[columns, buckets]."""
-        return self._get(
-            f"{_of(run)}/histograms",
-            Histograms,
-            optimizer=optimizer,
-            layer=layer,
-            first=first,
-            last=last,
-            columns=columns,
-        )
+        """One layer's histograms over steps: counts as uint64[columns, buckets].
+
+        columns: 100 unless told otherwise.
+        """
+        path = f"{_of(run)}/histograms"
+        return self._get(path, Histograms, optimizer=optimizer, layer=layer, **span)
 
     def flow(self, run: str, optimizer: str, *, step: int | None = None) -> Flow:
         """Every statistic of every layer at the last detail frame at or before `step`."""
         return self._get(f"{_of(run)}/flow", Flow, optimizer=optimizer, step=step)
 
-    def scalars(
-        self,
-        run: str,
-        optimizer: str,
-        *,
-        first: int | None = None,
-        last: int | None = None,
-        columns: int = 1000,
-    ) -> Scalars:
-        """Loss, learning rate and other scalars over steps: float64[columns] each."""
-        return self._get(
-            f"{_of(run)}/scalars",
-            Scalars,
-            optimizer=optimizer,
-            first=first,
-            last=last,
-            columns=columns,
-        )
+    def scalars(self, run: str, optimizer: str, **span: Unpack[StepSpan]) -> Scalars:
+        """Loss, learning rate and other scalars over steps: float64[columns] each.
+
+        columns: 1,000 unless told otherwise.
+        """
+        return self._get(f"{_of(run)}/scalars", Scalars, optimizer=optimizer, **span)
 
     def compare(
         self, runs: Sequence[str], *, scalar: str = "loss", columns: int = 1000

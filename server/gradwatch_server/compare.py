@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from gradwatch.wire.api import Comparison, RunSummary, numbers
 from gradwatch_server.models import OPEN, FindingRow, Optimizer, Run
-from gradwatch_server.queries import scalars
+from gradwatch_server.queries import Span, scalars
 from gradwatch_server.views import run_info, run_status, verdict_of
 
 MAX_RUNS = 20
@@ -71,7 +71,7 @@ def _series(session: Session, run: Run, scalar: str, columns: int) -> Series:
     """Steps at which the scalar was logged, and what was logged."""
     optimizers = select(Optimizer).where(Optimizer.run_id == run.id).order_by(Optimizer.id)
     for optimizer in session.scalars(optimizers).all():
-        found = scalars(session, optimizer, columns)
+        found = scalars(session, optimizer, Span(None, None, columns))
         if scalar in found.series_bytes:
             values = found.series(scalar)
             logged = np.isfinite(values) | found.broken(scalar)

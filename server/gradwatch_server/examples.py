@@ -39,7 +39,12 @@ FINDING = api.FindingView(
     opened_at=1764160060.0,
 )
 SCALARS = api.ScalarsJson(
-    steps=[1, 2, 3], series={"loss": [2.3, None, 2.1]}, broken={"loss": [False, True, False]}
+    steps=[10, 20, 30],
+    series={"loss": [2.3, None, 2.1]},
+    broken={"loss": [False, True, False]},
+    low={"loss": [2.2, 2.1, 1.9]},
+    mean={"loss": [2.4, 2.3, 2.1]},
+    high={"loss": [2.6, 2.4, 2.2]},
 )
 LAYER = LayerInfo(
     name="0.weight", shape=(64, 64), dtype="float32", module="Linear", role="weight", depth=0

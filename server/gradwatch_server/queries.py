@@ -15,7 +15,7 @@ from gradwatch_server.models import DETAILS, GONE, FrameRow, Optimizer, Run, Str
 from gradwatch_server.packing import unpack_frame
 from gradwatch_server.tiered import Span as Span
 from gradwatch_server.tiered import equal_groups, read_histograms, read_scalars, read_statistic
-from gradwatch_server.tiers import by_squares
+from gradwatch_server.tiers import by_squares, join_columns
 from gradwatch_server.windows import Layout, load_layout, statistic_rows
 
 MAX_COLUMNS = 2000
@@ -141,25 +141,22 @@ def flow(session: Session, optimizer: Optimizer, step: int | None) -> Flow:
     )
 
 
-def scalars(
-    session: Session,
-    optimizer: Optimizer,
-    columns: int,
-    first: int | None = None,
-    last: int | None = None,
-) -> Scalars:
-    """Scalars at up to `columns` steps, evenly chosen, the last one among them."""
-    found = read_scalars(session, optimizer, Span(first, last, columns))
-    size = len(found.first)
-    picked = np.unique(np.linspace(max(0, size - 1), 0, min(columns, size), dtype=int))
-    broken = {name: course.logged > course.fold.finite for name, course in found.scalars.items()}
+def scalars(session: Session, optimizer: Optimizer, span: Span) -> Scalars:
+    """Scalars over steps, in at most `span.columns` columns that end at steps which are recorded,
+    the last one at the last of them."""
+    found = read_scalars(session, optimizer, span)
+    whole = join_columns(found, equal_groups(len(found.first), span.columns))
+    folded = {name: course for name, course in whole.scalars.items() if (course.logged > 1).any()}
+
+    def sent(values: dict[str, NDArray[np.float64]]) -> dict[str, bytes]:
+        return {name: series.astype("<f8").tobytes() for name, series in values.items()}
+
+    broken = {name: course.logged > course.fold.finite for name, course in whole.scalars.items()}
     return Scalars(
-        steps_bytes=found.last[picked].astype("<i8").tobytes(),
-        series_bytes={
-            name: course.newest[picked].astype("<f8").tobytes()
-            for name, course in found.scalars.items()
-        },
-        broken_bytes={
-            name: flags[picked].tobytes() for name, flags in broken.items() if flags[picked].any()
-        },
+        steps_bytes=whole.last.astype("<i8").tobytes(),
+        series_bytes=sent({name: course.newest for name, course in whole.scalars.items()}),
+        broken_bytes={name: flags.tobytes() for name, flags in broken.items() if flags.any()},
+        low_bytes=sent({name: course.fold.low for name, course in folded.items()}),
+        mean_bytes=sent({name: course.fold.mean(False) for name, course in folded.items()}),
+        high_bytes=sent({name: course.fold.high for name, course in folded.items()}),
     )

@@ -186,7 +186,7 @@ def fold_frames(frames: Sequence[Frame], names: Names, manifest: int, tier: int 
     # A column at a time bounds the memory, whatever the number of layers.
     return _append_columns(
         [
-            _join_columns(_lift_frames(frames[start:end], names, manifest), whole)
+            join_columns(_lift_frames(frames[start:end], names, manifest), whole)
             for start, end in zip(starts.tolist(), ends, strict=True)
         ],
         len(names[manifest]),
@@ -202,7 +202,7 @@ def fold_columns(parts: Sequence[tuple[Columns, int]], names: Names, to: int, ti
     whole = _append_columns(moved, len(names[to]))
     order = np.argsort(whole.last, kind="stable")
     whole = whole.taken(order)
-    return _join_columns(whole, groups_of(whole.first // column_steps(tier)))
+    return join_columns(whole, groups_of(whole.first // column_steps(tier)))
 
 
 def _lift_frames(frames: Sequence[Frame], names: Names, manifest: int) -> Columns:
@@ -235,7 +235,8 @@ def lift_scalars(frames: Sequence[Frame]) -> Columns:
     return Columns(steps, steps, {}, scalars)
 
 
-def _join_columns(columns: Columns, starts: Ints) -> Columns:
+def join_columns(columns: Columns, starts: Ints) -> Columns:
+    """Columns in groups. starts: int64[groups], the first column of each group."""
     scalars: dict[str, Course] = {}
     for name, course in columns.scalars.items():
         told = np.where(course.logged > 0, np.arange(len(course.logged)), -1)

@@ -173,11 +173,30 @@ def test_a_loss_that_is_not_finite_is_told_from_one_that_was_not_logged(collecto
     assert not scalars.broken("lr").any()
 
 
-def test_chosen_scalars_are_real_ones_and_end_with_the_last(collector, run):
-    shown = collector.client.scalars(run.id, OPTIMIZER, columns=7)
-    assert len(shown.steps) == 7
-    assert shown.steps[[0, -1]].tolist() == [0, 306]
-    assert np.array_equal(shown.series("loss"), 1.0 / (shown.steps / 3 + 1))
+@pytest.mark.parametrize("columns", [1, 7, 102, 103])
+def test_folded_scalars_keep_the_last_and_what_lies_between_lowest_and_highest(collector, columns):
+    run, size = new_run(), 103
+    losses = np.random.default_rng(6).normal(1, 0.3, size)
+    losses[[3, 50, 51]] = np.nan, np.inf, np.nan
+    frames = [
+        frame(step * 3, np.empty((0, 0)), (), {"loss": loss})
+        for step, loss in enumerate(losses.tolist())
+    ]
+    collector.store(run, [manifest(dense(2)), *frames])
+    shown = collector.client.scalars(run.id, OPTIMIZER, columns=columns)
+    edges = [place * size // columns for place in range(columns)] + [size]
+    groups = [losses[low:high] for low, high in itertools.pairwise(edges)]
+    finite = [group[np.isfinite(group)] for group in groups]
+    assert shown.steps.tolist() == [3 * (edge - 1) for edge in edges[1:]]
+    assert np.array_equal(shown.series("loss"), [group[-1] for group in groups], equal_nan=True)
+    assert shown.broken("loss").tolist() == [
+        len(left) < len(group) for left, group in zip(finite, groups, strict=True)
+    ]
+    for told, of in ((shown.low, np.min), (shown.mean, np.mean), (shown.high, np.max)):
+        known = [of(left) if len(left) else np.nan for left in finite]
+        assert np.allclose(told("loss"), known, rtol=1e-12, atol=0, equal_nan=True)
+    with pytest.raises(KeyError):
+        shown.mean("lr")
 
 
 @pytest.mark.parametrize(
@@ -202,3 +221,4 @@ def test_people_read_the_same_as_json(collector, run):
     read = collector.client.scalars(run.id, OPTIMIZER)
     assert told.steps == read.steps.tolist()
     assert told.series == {name: read.series(name).tolist() for name in read.series_bytes}
+    assert told.high == {name: read.high(name).tolist() for name in read.series_bytes}

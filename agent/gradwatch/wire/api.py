@@ -289,17 +289,26 @@ class ScalarsJson(Answer, frozen=True, kw_only=True):
     steps: list[int]
     series: dict[str, list[float | None]]
     broken: dict[str, list[bool]]
+    low: dict[str, list[float | None]]
+    mean: dict[str, list[float | None]]
+    high: dict[str, list[float | None]]
 
 
 class Scalars(Answer, frozen=True, kw_only=True):
     """Scalars over steps. steps: int64[n]; series: name -> float64[n], NaN where absent.
 
-    broken: name -> bool[n], where the scalar was logged and was NaN or Inf; no entry for none.
+    A column stands for the steps after that of the column before it, up to its own: series is what
+    was logged last in them, low, mean and high (float64[n] each) are of their finite values, NaN
+    for none. broken: name -> bool[n], where one of them was NaN or Inf; no entry for none.
     """
 
     steps_bytes: bytes
     series_bytes: dict[str, bytes]
     broken_bytes: dict[str, bytes] = {}
+    # No entry for a scalar that was logged at most once a column: the series says it all.
+    low_bytes: dict[str, bytes] = {}
+    mean_bytes: dict[str, bytes] = {}
+    high_bytes: dict[str, bytes] = {}
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -309,8 +318,24 @@ class Scalars(Answer, frozen=True, kw_only=True):
         """Raises KeyError when no frame carried this scalar."""
         return np.frombuffer(self.series_bytes[name], dtype="<f8")
 
+    def low(self, name: str) -> NDArray[np.float64]:
+        """Raises KeyError as `series` does, and so do `mean` and `high`."""
+        return self._folded(self.low_bytes, name)
+
+    def mean(self, name: str) -> NDArray[np.float64]:
+        return self._folded(self.mean_bytes, name)
+
+    def high(self, name: str) -> NDArray[np.float64]:
+        return self._folded(self.high_bytes, name)
+
+    def _folded(self, told: dict[str, bytes], name: str) -> NDArray[np.float64]:
+        if name in told:
+            return np.frombuffer(told[name], dtype="<f8")
+        series = self.series(name)
+        return np.where(np.isfinite(series), series, np.nan)
+
     def broken(self, name: str) -> NDArray[np.bool_]:
-        """Steps at which this scalar was logged as NaN or Inf. bool[n]."""
+        """Columns in which this scalar was logged as NaN or Inf. bool[n]."""
         told = self.broken_bytes.get(name)
         if told is None:
             return np.zeros(len(self.steps), dtype=np.bool_)
@@ -322,11 +347,22 @@ class Scalars(Answer, frozen=True, kw_only=True):
             steps=self.steps.tolist(),
             series={name: numbers(self.series(name)) for name in self.series_bytes},
             broken={name: self.broken(name).tolist() for name in self.broken_bytes},
+            low={name: numbers(self.low(name)) for name in self.series_bytes},
+            mean={name: numbers(self.mean(name)) for name in self.series_bytes},
+            high={name: numbers(self.high(name)) for name in self.series_bytes},
         )
 
     def arrow(self) -> dict[str, Any]:
         """Columns of a table with one row a step."""
-        return {"step": self.steps} | {name: self.series(name) for name in self.series_bytes}
+        folds = {
+            f"{name}.{fold}": read(name)
+            for name in self.series_bytes
+            for fold, read in (("low", self.low), ("mean", self.mean), ("high", self.high))
+        }
+        # The series last: a scalar may be called as the fold of another one.
+        return (
+            {"step": self.steps} | folds | {name: self.series(name) for name in self.series_bytes}
+        )
 
 
 class ManifestView(Answer, frozen=True, kw_only=True):

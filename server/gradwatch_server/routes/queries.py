@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from gradwatch.client import MSGPACK
 from gradwatch.wire.api import Flow, HeatmapJson, HistogramsJson, ScalarsJson
 from gradwatch_server import queries
-from gradwatch_server.access import Reading, RunKey, Step, reachable_run
-from gradwatch_server.answers import ARROW, answer, unchanged
-from gradwatch_server.context import Shared
-from gradwatch_server.database import reading
+from gradwatch_server.access import Step
+from gradwatch_server.answers import ARROW
+from gradwatch_server.asked import Asked, span_of
 from gradwatch_server.documents import answered
 
 router = APIRouter(prefix="/api/v1/runs/{run}", tags=["queries"])
 
-OptimizerName = Annotated[str, Query(max_length=200, description="as the run's view lists it")]
-Columns = Annotated[int, Query(ge=1, le=queries.MAX_COLUMNS, description="at most so many steps")]
 FORMS = (MSGPACK, ARROW)
 BY_ACCEPT = (
     "JSON for people; msgpack (arrays as little-endian bytes) or an Arrow stream for programs "
@@ -37,28 +34,17 @@ BY_ACCEPT = (
     responses=answered(HeatmapJson, "The grid", media_types=FORMS),
 )
 def get_heatmap(
-    run: RunKey,
-    request: Request,
-    shared: Shared,
-    grant: Reading,
-    optimizer: OptimizerName,
+    asked: Asked,
+    span: Annotated[queries.Span, span_of(400)],
     statistic: str = "norm",
     layers: Annotated[
         str | None,
         Query(max_length=500, description="pattern of names, as blocks.0.*; all without it"),
     ] = None,
-    first: Step = None,
-    last: Step = None,
-    columns: Columns = 400,
 ) -> Response:
-    with reading(shared.engine) as session:
-        found = reachable_run(session, grant, run)
-        row = queries.find_optimizer(session, run, optimizer)
-        tag, have = unchanged(request, found.id, found.changed)
-        if have:
-            return have
-        span = queries.Span(first, last, columns)
-        return answer(request, queries.heatmap(session, row, statistic, span, layers), tag)
+    return asked.answer(
+        lambda session, optimizer: queries.heatmap(session, optimizer, statistic, span, layers)
+    )
 
 
 @router.get(
@@ -71,24 +57,13 @@ def get_heatmap(
     responses=answered(HistogramsJson, "The histograms", media_types=FORMS),
 )
 def get_histograms(
-    run: RunKey,
-    request: Request,
-    shared: Shared,
-    grant: Reading,
-    optimizer: OptimizerName,
+    asked: Asked,
+    span: Annotated[queries.Span, span_of(100)],
     layer: Annotated[str, Query(max_length=500)],
-    first: Step = None,
-    last: Step = None,
-    columns: Columns = 100,
 ) -> Response:
-    with reading(shared.engine) as session:
-        found = reachable_run(session, grant, run)
-        row = queries.find_optimizer(session, run, optimizer)
-        tag, have = unchanged(request, found.id, found.changed)
-        if have:
-            return have
-        span = queries.Span(first, last, columns)
-        return answer(request, queries.histograms(session, row, layer, span), tag)
+    return asked.answer(
+        lambda session, optimizer: queries.histograms(session, optimizer, layer, span)
+    )
 
 
 @router.get(
@@ -97,40 +72,18 @@ def get_histograms(
     description="Every statistic of every layer at the last detail frame at or before the step.",
     responses=answered(Flow, "The layers, the input's first", media_types=(MSGPACK,)),
 )
-def get_flow(
-    run: RunKey,
-    request: Request,
-    shared: Shared,
-    grant: Reading,
-    optimizer: OptimizerName,
-    step: Step = None,
-) -> Response:
-    with reading(shared.engine) as session:
-        reachable_run(session, grant, run)
-        row = queries.find_optimizer(session, run, optimizer)
-        return answer(request, queries.flow(session, row, step))
+def get_flow(asked: Asked, step: Step = None) -> Response:
+    return asked.answer(lambda session, optimizer: queries.flow(session, optimizer, step))
 
 
 @router.get(
     "/scalars",
     summary="Loss and other scalars over steps",
-    description=f"At most `columns` steps, evenly chosen, the last one among them. {BY_ACCEPT}",
+    description=(
+        "Folded to at most `columns` groups of steps, each told by its last step: what was logged "
+        f"last, and the smallest, mean and largest finite value of all. {BY_ACCEPT}"
+    ),
     responses=answered(ScalarsJson, "The curves", media_types=FORMS),
 )
-def get_scalars(
-    run: RunKey,
-    request: Request,
-    shared: Shared,
-    grant: Reading,
-    optimizer: OptimizerName,
-    first: Step = None,
-    last: Step = None,
-    columns: Columns = 1000,
-) -> Response:
-    with reading(shared.engine) as session:
-        found = reachable_run(session, grant, run)
-        row = queries.find_optimizer(session, run, optimizer)
-        tag, have = unchanged(request, found.id, found.changed)
-        if have:
-            return have
-        return answer(request, queries.scalars(session, row, columns, first, last), tag)
+def get_scalars(asked: Asked, span: Annotated[queries.Span, span_of(1000)]) -> Response:
+    return asked.answer(lambda session, optimizer: queries.scalars(session, optimizer, span))

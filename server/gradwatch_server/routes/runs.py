@@ -29,12 +29,13 @@ from gradwatch_server.access import (
     Step,
     reachable_run,
 )
-from gradwatch_server.answers import answer, unchanged
+from gradwatch_server.answers import answer
+from gradwatch_server.asked import Asked
 from gradwatch_server.compare import MAX_RUNS, compare
 from gradwatch_server.context import Shared
 from gradwatch_server.database import reading, writing
 from gradwatch_server.documents import answered, taken
-from gradwatch_server.queries import MAX_COLUMNS, find_optimizer
+from gradwatch_server.queries import MAX_COLUMNS
 from gradwatch_server.routes.records import body_of
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
@@ -156,11 +157,7 @@ def get_manifests(
     responses=answered(FramePage, "One page"),
 )
 def get_frames(
-    run: RunKey,
-    request: Request,
-    shared: Shared,
-    grant: Reading,
-    optimizer: str,
+    asked: Asked,
     rank: Annotated[
         int | None,
         Query(ge=-1, le=1_000_000, description="-1 for all together, the default where merged"),
@@ -172,14 +169,10 @@ def get_frames(
     ] = None,
     limit: Limit = 100,
 ) -> Response:
-    with reading(shared.engine) as session:
-        found = reachable_run(session, grant, run)
-        row = find_optimizer(session, run, optimizer)
-        tag, have = unchanged(request, found.id, found.changed)
-        if have:
-            return have
-        chosen = recorded.Chosen(rank, first if after is None else after + 1, last)
-        return answer(request, recorded.frames(session, row, chosen, limit), tag)
+    chosen = recorded.Chosen(rank, first if after is None else after + 1, last)
+    return asked.answer(
+        lambda session, optimizer: recorded.frames(session, optimizer, chosen, limit)
+    )
 
 
 @router.get(
