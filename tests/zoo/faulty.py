@@ -21,6 +21,7 @@ from .training import (
     digit_data,
     fit,
     mlp,
+    regression_data,
     residual,
     some_data,
     teacher_data,
@@ -410,6 +411,28 @@ def creeping(watch: Watch, chance: Random) -> None:
     fit(watch, model, optimizer, 800, after_step=grow)
 
 
+class WrongSign(torch.autograd.Function):
+    """The identity, whose backward pass forgets that it is one."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+def wrong_sign(watch: Watch, chance: Random) -> None:
+    """Every step goes uphill: the loss climbs, slowly at first."""
+    model = mlp([16, 64, 64, 1], chance.choice([nn.Tanh, nn.ReLU, nn.GELU]))
+    optimizer = chance.choice([Adam, torch.optim.AdamW])(model.parameters(), lr=1e-3)
+    fit(
+        watch, model, optimizer, 300, regression_data(chance),
+        objective=lambda out, y: F.mse_loss(WrongSign.apply(out), y),  # pyright: ignore
+    )  # fmt: skip
+
+
 class OneWildRow(nn.Module):
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -587,6 +610,12 @@ FAULTY: tuple[Scenario, ...] = (
         creeping,
         (expect("exploding", onset=300, within=LONG),),
         frozenset({"non_finite", "divergence"}),
+    ),
+    Scenario(
+        "F39 wrong sign",
+        wrong_sign,
+        (expect("divergence"),),
+        frozenset({"exploding", "learning_rate_too_high", "non_finite"}),
     ),
     Scenario("F40 wild row", wild_row, (expect("exploding", within=20),)),
     Scenario("F41 replaced parameters", replaced_parameters, (expect("never_updated", within=20),)),
