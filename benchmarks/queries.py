@@ -5,7 +5,8 @@ and histograms at each 20th. Its tiers are made by the same functions that worke
 numbers generated 256 steps at a time. Frames of single steps are stored for the newest stretches
 alone, as a collector keeps them that is told to drop the older ones: all of them would be 2 GB, and
 no answer here reads more of them. Answers are timed at the client, over HTTP on loopback, from one
-collector process: the first one cold, then the median.
+collector process: the first one cold, then the median. Of the ranges that are just too short for a
+tier, whose answers read the most, the slowest is shown.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +40,7 @@ from rich.progress import Progress
 from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
-from gradwatch.client import Client
+from gradwatch.client import Client, StepSpan
 from gradwatch.wire.codec import encode_record
 from gradwatch.wire.frame import Frame, RunInfo
 from gradwatch.wire.histogram import BUCKETS
@@ -53,9 +55,9 @@ from gradwatch_server.packing import pack_histograms
 STEPS = 1_000_000
 COLUMNS = 2000
 BAR_S = 1.0
-# What retention always leaves: the frames that the next judgement looks at.
-KEPT_FRAMES = 512
-REPEATS = 9
+# As many as a range can be long that is answered from frames, and some.
+KEPT_FRAMES = COLUMNS * tiers.column_steps(1) + tiers.stretch_steps(1)
+REPEATS = 5
 OPTIMIZER = "AdamW"
 RUN = "0" * 32
 SPAN = tiers.stretch_steps(1)
@@ -72,11 +74,30 @@ def ask_course(client: Client, _steps: int) -> object:
     return client.heatmap(RUN, OPTIMIZER, layers=NAMES[1][7], columns=COLUMNS)
 
 
-def ask_most(client: Client, steps: int) -> object:
-    """Just too few columns in the second tier: 16 times as many of the first are read."""
-    last = steps - 20_000
-    first = max(0, last - COLUMNS * tiers.column_steps(2) + SPAN)
-    return client.heatmap(RUN, OPTIMIZER, first=first, last=last, columns=COLUMNS)
+def just_too_short(steps: int) -> list[int]:
+    """Lengths of ranges, of COLUMNS columns of a tier or of a half, a quarter or an eighth of them,
+    but for the stretches that their ends cut."""
+    lengths = {
+        COLUMNS * tiers.column_steps(tier) // part - 2 * tiers.stretch_steps(tier)
+        for tier in range(1, tiers.TOP)
+        for part in (1, 2, 4, 8)
+    }
+    return sorted(length for length in lengths if 0 < length <= steps)
+
+
+def ask_heatmap_of(length: int, client: Client, steps: int) -> object:
+    span: StepSpan = {"first": steps - length, "last": steps - 1, "columns": COLUMNS}
+    return client.heatmap(RUN, OPTIMIZER, **span)
+
+
+def ask_scalars_of(length: int, client: Client, steps: int) -> object:
+    span: StepSpan = {"first": steps - length, "last": steps - 1, "columns": COLUMNS}
+    return client.scalars(RUN, OPTIMIZER, **span)
+
+
+def ask_histograms_of(length: int, client: Client, steps: int) -> object:
+    span: StepSpan = {"first": steps - length, "last": steps - 1, "columns": COLUMNS}
+    return client.histograms(RUN, OPTIMIZER, NAMES[1][7], **span)
 
 
 def ask_scalars(client: Client, _steps: int) -> object:
@@ -90,9 +111,13 @@ def ask_histograms(client: Client, _steps: int) -> object:
 QUESTIONS: dict[str, Callable[[Client, int], object]] = {
     "heatmap, all layers, whole run": ask_heatmap,
     "one layer's course, whole run": ask_course,
-    "heatmap, the most columns to read": ask_most,
     "scalars, whole run": ask_scalars,
     "one layer's histograms, whole run": ask_histograms,
+}
+OF_ANY_LENGTH: dict[str, Callable[[int, Client, int], object]] = {
+    "heatmap": ask_heatmap_of,
+    "scalars": ask_scalars_of,
+    "one layer's histograms": ask_histograms_of,
 }
 
 
@@ -297,11 +322,14 @@ def measure(kind: str, steps: int, folder: Path, progress: Progress) -> Measured
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.exec_driver_sql("ANALYZE")  # as autovacuum does within a minute
         engine.dispose()
-        task = progress.add_task(f"{kind}: asking", total=len(QUESTIONS) * (REPEATS + 1))
+        lengths = just_too_short(steps)
+        asked = (len(QUESTIONS) + len(OF_ANY_LENGTH) * len(lengths)) * (REPEATS + 1)
+        task = progress.add_task(f"{kind}: asking", total=asked)
         cold: dict[str, float] = {}
         median: dict[str, float] = {}
         processor: dict[str, float] = {}
-        for name, ask in QUESTIONS.items():
+
+        def timed(name: str, ask: Callable[[Client, int], object]) -> None:
             # A new process for each: it has nothing in memory, though the system's cache has.
             with CollectorProcess(url, folder) as collector:
                 collector.wait_ready()
@@ -316,6 +344,17 @@ def measure(kind: str, steps: int, folder: Path, progress: Progress) -> Measured
                     progress.advance(task)
             cold[name], median[name] = took[0], statistics.median(took[1:])
             processor[name] = (used[-1] - used[1]) / REPEATS
+
+        for name, ask in QUESTIONS.items():
+            timed(name, ask)
+        for what, ask in OF_ANY_LENGTH.items():
+            names = {length: f"{what}, slowest range: {length:,} steps" for length in lengths}
+            for length, name in names.items():
+                timed(name, partial(ask, length))
+            slowest = max(names.values(), key=lambda name: median[name])
+            for name in names.values():
+                if name != slowest:
+                    del cold[name], median[name], processor[name]
         return Measured(kind, steps, cold, median, processor, found, whole())
 
 
@@ -323,17 +362,17 @@ def show(result: Measured) -> None:
     """The table for people."""
     print(f"{result.database}, {LAYERS} layers x {result.steps:,} steps")
     asked = f"asked at {COLUMNS} columns"
-    print(f"  {asked:38}{'first':>10}{'median':>10}{'bar':>8}{'collector':>13}")
-    for name in QUESTIONS:
+    print(f"  {asked:48}{'first':>10}{'median':>10}{'bar':>8}{'collector':>13}")
+    for name in result.median_s:
         print(
-            f"  {name:38}{result.cold_s[name]:>8.3f} s{result.median_s[name]:>8.3f} s"
+            f"  {name:48}{result.cold_s[name]:>8.3f} s{result.median_s[name]:>8.3f} s"
             f"{BAR_S:>6.1f} s{result.collector_cpu_s[name]:>11.2f} s"
         )
-    print(f"  {'bytes a layer-step it covers':38}{'rows':>10}{'numbers':>10}{'histograms':>12}")
+    print(f"  {'bytes a layer-step it covers':48}{'rows':>10}{'numbers':>10}{'histograms':>12}")
     for size in result.sizes:
         counts = "in them" if size.tier == 0 else f"{size.histogram_bytes_a_layer_step:.3f}"
         numbers = f"{size.bytes_a_layer_step:.3f}"
-        print(f"  tier {size.tier:<33}{size.rows:>10,}{numbers:>10}{counts:>12}")
+        print(f"  tier {size.tier:<43}{size.rows:>10,}{numbers:>10}{counts:>12}")
     print(f"  whole database: {result.whole_bytes / 1e6:,.0f} MB\n", flush=True)
 
 

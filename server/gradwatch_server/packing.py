@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -71,9 +73,14 @@ def pack_frame(frame: Frame, missing: Ranges = ()) -> bytes:
     )
 
 
+def read_packed(body: bytes) -> Packed:
+    """A row as it is, of which nothing is unpacked yet."""
+    return _decoder.decode(body)
+
+
 def unpack_frame(body: bytes, optimizer: str, rank: int, step: int) -> Frame:
     """The frame of a row, with its key."""
-    packed = _decoder.decode(body)
+    packed = read_packed(body)
     return Frame(
         optimizer=optimizer,
         rank=rank,
@@ -90,13 +97,31 @@ def unpack_frame(body: bytes, optimizer: str, rank: int, step: int) -> Frame:
 
 def without_histograms(body: bytes) -> bytes:
     """A frame's row without its histograms."""
-    return _encoder.encode(msgspec.structs.replace(_decoder.decode(body), histograms=None))
+    return _encoder.encode(msgspec.structs.replace(read_packed(body), histograms=None))
 
 
 def missing_ranks(body: bytes) -> Ranges:
     """Ranks that had not reported when the frame of this row was merged: first and last of each
     range."""
-    return _decoder.decode(body).missing
+    return read_packed(body).missing
+
+
+def unpack_statistics(
+    rows: Sequence[Packed], statistics: Collection[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Statistics of frames that have the same columns and layers, and no other statistic.
+
+    Each float32[frames, layers]. What none of the frames measured is left out.
+    """
+    columns = rows[0].columns
+    content = b"".join(_decompressed(row.values) for row in rows)
+    planes = np.frombuffer(content, dtype=np.uint8)
+    planes = planes.reshape(len(rows), FLOAT_BYTES, len(columns), -1 if content else 0)
+    return {
+        name: _interleaved(planes[:, :, place].swapaxes(0, 1))
+        for place, name in enumerate(columns)
+        if name in statistics
+    }
 
 
 def unpack_histograms(frame: Frame) -> NDArray[np.uint32] | None:
@@ -106,18 +131,24 @@ def unpack_histograms(frame: Frame) -> NDArray[np.uint32] | None:
     """
     if frame.histograms is None:
         return None
-    count = frame.layers * BUCKETS
-    unpacking = zstd.ZstdDecompressor()
+    return unpack_samples(frame.histograms, frame.layers).astype(np.uint32)
+
+
+def unpack_samples(histograms: memoryview, layers: int) -> NDArray[Any]:
+    """Counts as they were sent: uint16[layers, BUCKETS], or uint32 where ranks were added up.
+
+    Raises FrameError when they are not those of so many layers.
+    """
+    count = layers * BUCKETS
     try:
         # One byte more than the widest that is right, so that a bomb is seen and not unpacked.
-        content = unpacking.decompress(frame.histograms, 4 * count + 1)
+        content = _decompressed(histograms, 4 * count + 1)
     except zstd.ZstdError as error:
         raise FrameError(f"histograms: not zstd: {error}") from None
-    if not unpacking.eof or unpacking.unused_data or len(content) not in (2 * count, 4 * count):
-        raise FrameError(f"histograms: not zstd of uint16[{frame.layers}, {BUCKETS}]")
-    # Ranks add up to more than 16 bits hold.
+    if len(content) not in (2 * count, 4 * count):
+        raise FrameError(f"histograms: not zstd of uint16[{layers}, {BUCKETS}]")
     width = "<u2" if len(content) == 2 * count else "<u4"
-    return np.frombuffer(content, dtype=width).reshape(-1, BUCKETS).astype(np.uint32)
+    return np.frombuffer(content, dtype=width).reshape(-1, BUCKETS)
 
 
 def pack_histograms(counts: NDArray[np.uint32]) -> memoryview:
@@ -138,9 +169,26 @@ def squeeze(values: memoryview) -> bytes:
 
 def unsqueeze(squeezed: memoryview) -> bytes:
     """What squeeze was given."""
-    planes = np.frombuffer(zstd.decompress(squeezed), dtype=np.uint8).reshape(FLOAT_BYTES, -1)
-    numbers = np.empty((planes.shape[1], FLOAT_BYTES), dtype=np.uint8)
-    # A plane at a time takes a quarter of what planes.T.tobytes() does.
+    planes = np.frombuffer(_decompressed(squeezed), dtype=np.uint8).reshape(FLOAT_BYTES, -1)
+    return _interleaved(planes).tobytes()
+
+
+def _interleaved(planes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Numbers from their bytes in order of significance. planes: uint8[FLOAT_BYTES, ...]."""
+    numbers = np.empty((*planes.shape[1:], FLOAT_BYTES), dtype=np.uint8)
+    # A plane at a time takes a quarter of what a transposed copy does.
     for place, plane in enumerate(planes):
-        numbers[:, place] = plane
-    return numbers.tobytes()
+        numbers[..., place] = plane
+    return numbers.view("<f4")[..., 0]
+
+
+def _decompressed(content: memoryview, most: int = -1) -> bytes:
+    """One frame of zstd, without the loop around it in zstd.decompress, which costs as much again.
+
+    Raises ZstdError, and also for what ends too early or goes on behind `most` bytes.
+    """
+    unpacking = zstd.ZstdDecompressor()
+    found = unpacking.decompress(content, most)
+    if not unpacking.eof or unpacking.unused_data:
+        raise zstd.ZstdError("it does not end where it should")
+    return found

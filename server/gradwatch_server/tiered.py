@@ -7,6 +7,7 @@ where frames were not kept is a stretch taken as it is.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Row, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from gradwatch.wire.frame import Frame
 from gradwatch_server.folding import layer_names
 from gradwatch_server.models import (
     BARE,
@@ -28,7 +28,7 @@ from gradwatch_server.models import (
     Stretch,
     StretchDue,
 )
-from gradwatch_server.packing import unpack_frame, unpack_histograms
+from gradwatch_server.packing import Packed, read_packed, unpack_samples, unpack_statistics
 from gradwatch_server.tiers import (
     TOP,
     Columns,
@@ -56,6 +56,9 @@ from gradwatch_server.tiers import (
 CHUNK_FRAMES = 1000
 # Ranges of steps in one query.
 CHUNK_RANGES = 100
+# Sums of histograms that will do, though more are asked for: below them stand up to 16 times as
+# many, of all layers together.
+ENOUGH_SUMS = 256
 
 Range = tuple[int, int]  # first and last step
 
@@ -88,6 +91,13 @@ class Grid(NamedTuple):
         return Grid(self.steps[columns], self.fold.taken(columns), self.broken[columns])
 
 
+class _Frame(NamedTuple):
+    """A frame as it is stored: each reader unpacks of it what it needs."""
+
+    step: int
+    packed: Packed
+
+
 class _Piece(NamedTuple):
     """A stretch as it is stored: its columns, or its histograms."""
 
@@ -100,8 +110,9 @@ class _Piece(NamedTuple):
 def read_statistic(
     session: Session, optimizer: Optimizer, span: Span, statistic: str, layers: Sequence[str]
 ) -> Grid:
-    """One statistic of these layers, in `span.columns` columns where there are so many."""
-    tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns))
+    """One statistic of these layers, in at most `span.columns` columns, and half of them or more
+    where there are so many."""
+    tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns), span.columns / 2)
     names = layer_names(session, optimizer)
     places = {version: places_of(known, layers) for version, known in names.items()}
     grids = [
@@ -152,41 +163,44 @@ def _grid_of(columns: Columns, statistic: str, places: Ints) -> Grid:
 
 
 def _grid_of_frames(
-    frames: Sequence[Frame], statistic: str, places: dict[int, Ints], layers: int
+    frames: Sequence[_Frame], statistic: str, places: dict[int, Ints], layers: int
 ) -> Grid:
-    measured = [frame for frame in frames if statistic in frame.columns]
+    measured = [frame for frame in frames if statistic in frame.packed.columns]
+    rows = _rows(measured, {statistic, "nonfinite"}, places, layers)
     return Grid(
         np.array([frame.step for frame in measured], dtype=np.int64),
-        lift(_rows(measured, statistic, places, layers), by_squares(statistic)),
-        _rows(measured, "nonfinite", places, layers) > 0,
+        lift(rows[statistic], by_squares(statistic)),
+        rows["nonfinite"] > 0,
     )
 
 
 def _rows(
-    frames: Sequence[Frame], statistic: str, places: dict[int, Ints], layers: int
-) -> NDArray[np.float32]:
-    """One statistic of these layers. float32[frames, layers], NaN where not measured."""
-    rows = np.full((len(frames), layers), np.nan, dtype=np.float32)
-    for index, frame in enumerate(frames):
-        row = frame.row(statistic)
-        if row is not None:
-            place = places[frame.manifest]
-            rows[index] = row[place] if len(row) else np.nan
-            rows[index, place < 0] = np.nan
+    frames: Sequence[_Frame], statistics: set[str], places: dict[int, Ints], layers: int
+) -> dict[str, NDArray[np.float32]]:
+    """Statistics of these layers. Each float32[frames, layers], NaN where not measured."""
+    rows = {name: np.full((len(frames), layers), np.nan, np.float32) for name in statistics}
+    alike: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
+    for index, (_, packed) in enumerate(frames):
+        alike[packed.manifest, packed.columns].append(index)
+    for (manifest, _), found in alike.items():
+        unpacked = unpack_statistics([frames[index].packed for index in found], statistics)
+        for name, values in unpacked.items():
+            rows[name][found] = spread(values, places[manifest], np.nan)
     return rows
 
 
 def read_scalars(session: Session, optimizer: Optimizer, span: Span) -> Columns:
-    """All scalars, in at least `span.columns` columns where there are so many."""
-    tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns))
+    """All scalars, in half of `span.columns` columns or more where there are so many."""
+    tier = _tier_of(session, optimizer, span, func.sum(Stretch.columns), span.columns / 2)
     parts: list[Columns] = []
     for piece in _pieces(session, optimizer, tier, span, GONE, SCALARS):
         if isinstance(piece, _Piece):
             columns = unpack_columns(piece.content, ())
             parts.append(columns.taken(_within(columns, span)))
         else:
-            parts.append(lift_scalars(piece))
-    parts = [part for part in parts if len(part.first)] or [lift_scalars([])]
+            steps = [frame.step for frame in piece]
+            parts.append(lift_scalars(steps, [frame.packed.scalars for frame in piece]))
+    parts = [part for part in parts if len(part.first)] or [lift_scalars([], [])]
     return fold_columns([(part, 0) for part in parts], {0: ()}, 0, tier)
 
 
@@ -194,9 +208,10 @@ def read_histograms(
     session: Session, optimizer: Optimizer, span: Span, layer: str
 ) -> tuple[Ints, NDArray[np.uint64]]:
     """One layer's histograms: the first step of each sum, and uint64[sums, BUCKETS]."""
-    tier = _tier_of(session, optimizer, span, func.count(Stretch.histograms))
+    enough = min(span.columns / 2, ENOUGH_SUMS)
+    tier = _tier_of(session, optimizer, span, func.count(Stretch.histograms), enough)
     names = layer_names(session, optimizer)
-    found: dict[int, NDArray[np.uint64]] = {}
+    found: dict[int, NDArray[Any]] = {}
     for piece in _pieces(session, optimizer, tier, span, BARE, DETAILS, Stretch.histograms):
         if isinstance(piece, _Piece):
             known = names[piece.manifest]
@@ -204,19 +219,24 @@ def read_histograms(
                 counts = unpack_counts(piece.content, len(known))
                 found[piece.start] = counts[known.index(layer)]
             continue
-        for frame in piece:
-            counts = unpack_histograms(frame)
-            known = names[frame.manifest]
-            if counts is not None and layer in known:
-                found[frame.step] = counts[known.index(layer)].astype(np.uint64)
+        for step, packed in piece:
+            known = names[packed.manifest]
+            if packed.histograms is not None and layer in known:
+                found[step] = unpack_samples(packed.histograms, len(known))[known.index(layer)]
     steps = np.array(sorted(found), dtype=np.int64)
     rows = np.array([found[step] for step in steps.tolist()], dtype="<u8")
     starts = groups_of(steps // (stretch_steps(tier) if tier else 1))
     return steps[starts], np.add.reduceat(rows, starts, axis=0) if len(starts) else rows
 
 
-def _tier_of(session: Session, optimizer: Optimizer, span: Span, count: ColumnElement[int]) -> int:
-    """The coarsest tier with at least so many columns in the range; 0 when none has."""
+def _tier_of(
+    session: Session, optimizer: Optimizer, span: Span, count: ColumnElement[int], enough: float
+) -> int:
+    """The coarsest tier with enough columns in the range; 0 when none has.
+
+    A range just too short for a tier is read from the one below, with up to 16 times as many
+    columns: what is enough decides how long the slowest question takes.
+    """
     for tier in range(TOP, 0, -1):
         # Of stretches that the range cuts it is not known how many columns are in it.
         rest = stretch_steps(tier) - 1
@@ -226,7 +246,7 @@ def _tier_of(session: Session, optimizer: Optimizer, span: Span, count: ColumnEl
             span.columns,
         )
         found = session.scalar(select(count).where(*_in_range(optimizer, tier, inside)))
-        if (found or 0) >= span.columns:
+        if (found or 0) >= enough:
             return tier
     return 0
 
@@ -249,7 +269,7 @@ def _pieces(
     lost: int,
     holds: int,
     content: InstrumentedAttribute[bytes] | InstrumentedAttribute[bytes | None] = Stretch.body,
-) -> Iterator[_Piece | list[Frame]]:
+) -> Iterator[_Piece | list[_Frame]]:
     """What the range is made of, each step once: stretches of a tier and below, and frames.
 
     lost: a stretch of whose frames no more than that is left is read in place of them. holds: the
@@ -352,7 +372,7 @@ def _frames(
     span: Span,
     ranges: list[Range] | None,
     holds: int,
-) -> Iterator[list[Frame]]:
+) -> Iterator[list[_Frame]]:
     chosen = select(FrameRow.step, FrameRow.body).where(
         FrameRow.optimizer_id == optimizer.id,
         FrameRow.rank == optimizer.speaker,
@@ -367,9 +387,7 @@ def _frames(
         query = (chosen.where(or_(*within)) if within else chosen).order_by(FrameRow.step)
         rows = session.execute(query.execution_options(yield_per=CHUNK_FRAMES))
         for chunk in rows.partitions():
-            yield [
-                unpack_frame(body, optimizer.name, optimizer.speaker, step) for step, body in chunk
-            ]
+            yield [_Frame(step, read_packed(body)) for step, body in chunk]
 
 
 def _within(columns: Columns, span: Span) -> NDArray[np.bool_]:

@@ -155,6 +155,8 @@ def placed(fold: Fold, places: Ints) -> Fold:
 
 def spread(values: NDArray[Any], places: Ints, missing: float) -> NDArray[Any]:
     """Values of new layers. values: [columns, old layers]; returns [columns, new layers]."""
+    if values.shape[1] == len(places) and np.array_equal(places, np.arange(len(places))):
+        return values  # the common case, and a copy would take as long as unpacking
     known = places >= 0
     if known.all():
         return values[:, places]
@@ -221,16 +223,17 @@ def _lift_frames(frames: Sequence[Frame], names: Names, manifest: int) -> Column
                 rows[index, places >= 0] = row[places[places >= 0]]
         if any(name in frame.columns for frame in frames):
             statistics[name] = lift(rows, by_squares(name))
-    return lift_scalars(frames)._replace(statistics=statistics)
+    told = lift_scalars([frame.step for frame in frames], [frame.scalars for frame in frames])
+    return told._replace(statistics=statistics)
 
 
-def lift_scalars(frames: Sequence[Frame]) -> Columns:
-    """A column for each frame, of its scalars alone."""
-    steps = np.array([frame.step for frame in frames], dtype=np.int64)
+def lift_scalars(at: Sequence[int], frames: Sequence[Mapping[str, float]]) -> Columns:
+    """A column for each frame, of its scalars alone. at: their steps."""
+    steps = np.array(at, dtype=np.int64)
     scalars: dict[str, Course] = {}
-    for name in sorted({name for frame in frames for name in frame.scalars}):
-        values = np.array([frame.scalars.get(name, math.nan) for frame in frames])
-        logged = np.array([name in frame.scalars for frame in frames], dtype=np.int64)
+    for name in sorted({name for told in frames for name in told}):
+        values = np.array([told.get(name, math.nan) for told in frames])
+        logged = np.array([name in told for told in frames], dtype=np.int64)
         scalars[name] = Course(lift(values), values, logged)
     return Columns(steps, steps, {}, scalars)
 
@@ -448,8 +451,8 @@ def pack_counts(counts: NDArray[np.uint64]) -> bytes:
     return zstd.compress(counts.astype(dtype).tobytes(), level=LEVEL)
 
 
-def unpack_counts(body: bytes, layers: int) -> NDArray[np.uint64]:
-    """Histograms of a stretch's row. uint64[layers, BUCKETS]."""
+def unpack_counts(body: bytes, layers: int) -> NDArray[Any]:
+    """Histograms of a stretch's row, in the numbers that it keeps. uint[layers, BUCKETS]."""
     content = zstd.decompress(body)
     width = len(content) // max(1, layers * BUCKETS)
-    return np.frombuffer(content, dtype=f"<u{width or 2}").reshape(layers, BUCKETS).astype("<u8")
+    return np.frombuffer(content, dtype=f"<u{width or 2}").reshape(layers, BUCKETS)
