@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from gradwatch.health.judge import DEFAULTS, judge
 from gradwatch_server.database import reading, writing
 from gradwatch_server.findings import reconcile
+from gradwatch_server.frame_cache import FrameCache
 from gradwatch_server.models import Optimizer, Run
 from gradwatch_server.ranks import merge_due
 from gradwatch_server.rules import NO_RULES, Rules
@@ -25,8 +26,16 @@ LEASE_S = 60.0
 BATCH = 200
 
 
-def judge_due(engine: Engine, channels: Sequence[str], rules: Rules = NO_RULES) -> bool:
-    """Judge every run that changed since it was judged. Returns whether alerts were written."""
+def judge_due(
+    engine: Engine,
+    channels: Sequence[str],
+    rules: Rules = NO_RULES,
+    cache: FrameCache | None = None,
+) -> bool:
+    """Judge every run that changed since it was judged, the one that waits longest first.
+
+    cache: of this process, for the next time. Returns whether alerts were written.
+    """
     merge_due(engine)
     with Session(engine) as session:
         due = session.scalars(
@@ -38,7 +47,7 @@ def judge_due(engine: Engine, channels: Sequence[str], rules: Rules = NO_RULES) 
     alerted = False
     for run_id in due:
         try:
-            alerted |= judge_run(engine, run_id, channels, rules)
+            alerted |= judge_run(engine, run_id, channels, rules, cache)
         except Exception:
             # It is tried again when its lease ends; the runs after it must not wait for that.
             log.exception("run %d could not be judged", run_id)
@@ -46,7 +55,11 @@ def judge_due(engine: Engine, channels: Sequence[str], rules: Rules = NO_RULES) 
 
 
 def judge_run(
-    engine: Engine, run_id: int, channels: Sequence[str], rules: Rules = NO_RULES
+    engine: Engine,
+    run_id: int,
+    channels: Sequence[str],
+    rules: Rules = NO_RULES,
+    cache: FrameCache | None = None,
 ) -> bool:
     """Judge one run, unless another worker is at it. Safe to repeat at any time."""
     changed = _claim(engine, run_id)
@@ -57,7 +70,9 @@ def judge_run(
         run = session.get(Run, run_id)
         settings = rules.settings(run.project, run.key) if run is not None else DEFAULTS
         optimizers = session.scalars(select(Optimizer).where(Optimizer.run_id == run_id)).all()
-        windows = [(optimizer.name, load_window(session, optimizer)) for optimizer in optimizers]
+        windows = [
+            (optimizer.name, load_window(session, optimizer, cache)) for optimizer in optimizers
+        ]
     judged = [
         (name, window, judge(window, settings)) for name, window in windows if len(window.steps)
     ]
@@ -70,7 +85,8 @@ def judge_run(
             last_step = int(window.steps[-1])
             alerted |= reconcile(session, run, name, findings, last_step, channels)
         run.judged = changed
-        run.leased_until = 0.0
+        # Free from now on, and behind the runs that were judged before it.
+        run.leased_until = time.time()
     return alerted
 
 

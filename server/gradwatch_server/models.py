@@ -28,6 +28,8 @@ BigId = BigInteger().with_variant(Integer, "sqlite")
 SCALARS, NORMS, DETAILS = 0, 1, 2
 # What is left of the frames of a folded stretch: nothing, all but histograms, everything.
 GONE, BARE, WHOLE = 0, 1, 2
+# The states of an alert.
+PENDING, SENT, FAILED = "pending", "sent", "failed"
 # The states of a finding.
 OPEN, RESOLVED = "open", "resolved"
 
@@ -92,6 +94,8 @@ class Optimizer(Base):
     speaker: Mapped[int] = mapped_column(Integer, server_default="0")
     # Frames of single ranks are kept from this step on; before it only the merged ones are.
     kept_from: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # Grows whenever frames of single steps, or their histograms, are freed.
+    thinned: Mapped[int] = mapped_column(BigInteger, server_default="0")
 
 
 class ManifestRow(Base):
@@ -119,7 +123,7 @@ class FrameRow(Base):
     rank: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(BigInteger)
     holds: Mapped[int] = mapped_column(SmallInteger)  # SCALARS, NORMS or DETAILS
-    digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the frame as sent; b"" when merged
+    digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the frame as sent; when merged, of body
     body: Mapped[bytes] = mapped_column(LargeBinary)  # packing.Packed
 
 
@@ -221,13 +225,27 @@ class Alert(Base):
     finding_id: Mapped[int] = mapped_column(ForeignKey("findings.id", ondelete="CASCADE"))
     occurrence: Mapped[int] = mapped_column(Integer)
     change: Mapped[str] = mapped_column(String(20))  # opened or resolved
-    channel: Mapped[str] = mapped_column(String(64))  # digest of its URL, which may hold a secret
+    channel: Mapped[str] = mapped_column(String(64))  # its key, or a digest of its URL
     state: Mapped[str] = mapped_column(String(20), default="pending", index=True)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     next_try_at: Mapped[float] = mapped_column(Float, default=0.0)
     last_error: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(Float)
     sent_at: Mapped[float | None] = mapped_column(Float)
+
+
+class ChannelRow(Base):
+    """Where alerts go that somebody made over the API."""
+
+    __tablename__ = "channels"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    key: Mapped[str] = mapped_column(String(32), unique=True)  # random: its public name
+    name: Mapped[str] = mapped_column(String(200))
+    url: Mapped[str] = mapped_column(Text)  # of Apprise, with its secrets
+    project: Mapped[str | None] = mapped_column(String(200))  # None for all of them
+    paused: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[float] = mapped_column(Float)
 
 
 class Lease(Base):

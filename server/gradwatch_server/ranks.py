@@ -21,15 +21,12 @@ from gradwatch_server.database import insert_new, writing
 from gradwatch_server.marks import mark_stretches
 from gradwatch_server.merge import MERGED, Part, merge_frames, merge_layers
 from gradwatch_server.models import FrameRow, ManifestRow, Optimizer, PartialStep, Run
-from gradwatch_server.packing import Ranges, pack_frame, unpack_frame
+from gradwatch_server.packing import Ranges, digest, pack_frame, unpack_frame
 
 # A step that some rank is silent about is merged without it after this long.
 MERGE_TIMEOUT_S = 10.0
-# Frames of single ranks are kept for so many steps: enough to see which one drifts or lags.
-RANK_WINDOW_STEPS = 2000
 # Rows of a query with steps in it, and steps that a worker merges in one transaction.
 STEPS_A_QUERY = 500
-MERGED_DIGEST = b""
 
 
 def chunks(steps: Iterable[int]) -> Iterator[list[int]]:
@@ -141,44 +138,6 @@ def _merge_some(engine: Engine, optimizer_id: int, cutoff: float) -> int:
         return len(rows)
 
 
-def drop_rank_frames(engine: Engine, window_steps: int = RANK_WINDOW_STEPS) -> int:
-    """Delete frames of single ranks that left the window. Returns how many."""
-    dropped = 0
-    with Session(engine) as session:
-        candidates = session.scalars(
-            select(Optimizer.id).where(
-                Optimizer.speaker == MERGED,
-                Optimizer.run_id.is_not(None),
-                # By half a window at a time: the rows are many.
-                Optimizer.last_step - Optimizer.kept_from > window_steps + window_steps // 2,
-            )
-        ).all()
-    for optimizer_id in candidates:
-        with writing(engine) as session:
-            optimizer = session.get_one(Optimizer, optimizer_id)
-            session.get_one(Run, optimizer.run_id, with_for_update=True)
-            keep_from = optimizer.last_step - window_steps
-            old = (
-                FrameRow.optimizer_id == optimizer_id,
-                FrameRow.rank != MERGED,
-                FrameRow.step < keep_from,
-            )
-            waiting = select(PartialStep.step).where(
-                PartialStep.optimizer_id == optimizer_id, PartialStep.merged.is_(False)
-            )
-            gone = session.execute(delete(FrameRow).where(*old, FrameRow.step.not_in(waiting)))
-            session.execute(
-                delete(PartialStep).where(
-                    PartialStep.optimizer_id == optimizer_id,
-                    PartialStep.step < keep_from,
-                    PartialStep.merged.is_(True),
-                )
-            )
-            optimizer.kept_from = keep_from
-            dropped += gone.rowcount  # pyright: ignore
-    return dropped
-
-
 def settled_steps(session: Session, optimizer: Optimizer, steps: Iterable[int]) -> set[int]:
     """Of these steps, those that are merged for good: their ranks' frames are gone."""
     old = [step for step in steps if step < optimizer.kept_from]
@@ -241,14 +200,15 @@ def _merge(session: Session, run: Run, optimizer: Optimizer, steps: Sequence[int
         parts = [Part(frame, manifests.layers_of(frame)) for _, _, frame in stored]
         manifest = manifests.merged([part.frame for part in parts])
         frame = merge_frames(parts, manifest.layers, manifest.version)
+        body = pack_frame(frame, gaps([rank for rank, _, _ in stored], run.world_size))
         rows.append(
             {
                 "optimizer_id": optimizer.id,
                 "rank": MERGED,
                 "step": step,
                 "holds": max(holds for _, holds, _ in stored),
-                "digest": MERGED_DIGEST,
-                "body": pack_frame(frame, gaps([rank for rank, _, _ in stored], run.world_size)),
+                "digest": digest(body),  # tells an amended frame from what it was before
+                "body": body,
             }
         )
     before = (FrameRow.rank == MERGED, FrameRow.step.in_(steps))

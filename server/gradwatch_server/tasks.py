@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gradwatch_server import alerts, folding, judging, logs, redis_broker, retention
 from gradwatch_server.database import open_database
 from gradwatch_server.file_broker import POLL_S, SCHEME
+from gradwatch_server.frame_cache import FrameCache
 from gradwatch_server.rules import Rules, load_rules
 from gradwatch_server.settings import Settings
 from gradwatch_server.task_counts import TaskCounts
@@ -122,6 +123,11 @@ def _rules() -> Rules:
 
 
 @cache
+def _frames() -> FrameCache:
+    return FrameCache()
+
+
+@cache
 def _counts() -> TaskCounts:
     return TaskCounts()
 
@@ -130,6 +136,7 @@ def _counts() -> TaskCounts:
 def _start_afresh(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
     _engine.cache_clear()
     _counts.cache_clear()
+    _frames.cache_clear()
 
 
 @worker_process_shutdown.connect
@@ -175,7 +182,7 @@ def _write_counts(at_once: bool = False) -> None:
 @celery_app.task(name="gradwatch.judge")  # pyright: ignore[reportUntypedFunctionDecorator]
 def judge() -> None:
     """Judge the runs that changed."""
-    if judging.judge_due(_engine(), _settings().channels, _rules()):
+    if judging.judge_due(_engine(), _settings().channels, _rules(), _frames()):
         deliver()
 
 
@@ -211,8 +218,6 @@ def retain() -> None:
 
 def wake_delivery(settings: Settings) -> None:
     """Tell a worker that alerts wait. Never raises: the schedule finds them without it."""
-    if not settings.channels:
-        return
     try:
         celery_app.send_task("gradwatch.deliver", retry=False, expires=DELIVER_EVERY_S)
     except (OperationalError, OSError) as error:
