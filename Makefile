@@ -30,7 +30,7 @@ demo: $(VENV)/.demo ## Train six networks, print the verdicts, leave a dashboard
 install: $(VENV)/.dev ## Create .venv and install everything into it
 
 test: install missing ## Run every test
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 40
 
 quick: install ## Run the tests that take under a minute together
 	$(BIN)/pytest -m "not slow" -x -q

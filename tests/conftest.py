@@ -26,6 +26,12 @@ from postgres_server import MissingError, Postgres, postgres_server
 START_DEADLINE_S = 60.0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: begun last, one would keep the other processes waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _missing(reason: str) -> NoReturn:
     if os.environ.get("GRADWATCH_REQUIRE_SERVICES") == "1":
         pytest.fail(reason)
