@@ -37,8 +37,18 @@ class AskedOptimizer:
         with reading(self.shared.engine) as session:
             run = reachable_run(session, self.grant, self.run)
             optimizer = find_optimizer(session, self.run, self.name)
-            tag, have = unchanged(self.request, run.id, run.changed)
+            tag, have = unchanged(self.request, run.id, run.changed, optimizer.thinned)
             return have or answer(self.request, find(session, optimizer), tag)
+
+    def answer_anew(self, find: Callable[[Session, Optimizer], Any]) -> Response:
+        """What `find` finds of it and of its findings, which people change too.
+
+        Raises NotFoundError, as `find` may.
+        """
+        with reading(self.shared.engine) as session:
+            reachable_run(session, self.grant, self.run)
+            found = find(session, find_optimizer(session, self.run, self.name))
+        return answer(self.request, found)
 
 
 async def _asked(

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from gradwatch.windows import BEGINNING_FRAMES, WINDOW_FRAMES
 from gradwatch_server.database import writing
+from gradwatch_server.merge import MERGED
 from gradwatch_server.models import (
     BARE,
     GONE,
@@ -32,10 +33,12 @@ from gradwatch_server.models import (
     StretchDue,
 )
 from gradwatch_server.packing import without_histograms
-from gradwatch_server.ranks import RANK_WINDOW_STEPS, drop_rank_frames
+from gradwatch_server.ranks import chunks
 from gradwatch_server.tiers import stretch_steps
 
 DAY_S = 86_400.0
+# Frames of single ranks are kept for so many steps: enough to see which one drifts or lags.
+RANK_WINDOW_STEPS = 2000
 # Layers of all rows that one transaction deletes: some megabytes, some hundredths of a second.
 PIECE_LAYERS = 300_000
 # Pages of SQLite that one transaction gives back to the file system: 2 MB.
@@ -68,7 +71,6 @@ def retain(engine: Engine, keep: Keep, budget_s: float) -> bool:
     """
     began = time.monotonic()
     now = time.time()
-    drop_rank_frames(engine, int(keep.rank_steps))
     for piece in _pieces(engine, keep, now):
         started = time.monotonic()
         piece()
@@ -86,6 +88,9 @@ def _pieces(engine: Engine, keep: Keep, now: float) -> Iterator[Callable[[], Non
         yield lambda run_id=run_id: _delete_run(engine, run_id, before)
     for model, optimizer_id, rows in _orphans(engine):
         yield lambda m=model, o=optimizer_id, r=rows: _delete_some(engine, m, o, r)
+    for optimizer_id, keep_from in _outgrown(engine, int(keep.rank_steps)):
+        while (before_step := _rank_piece(engine, optimizer_id, keep_from)) is not None:
+            yield lambda o=optimizer_id, b=before_step: _drop_rank_frames(engine, o, b)
     for rest, days in ((GONE, keep.frames_days), (BARE, keep.histograms_days)):
         for optimizer_id, start in _old_stretches(engine, rest, now - days * DAY_S):
             yield lambda o=optimizer_id, s=start, r=rest: _thin(engine, o, s, r)
@@ -149,6 +154,72 @@ def _delete_some(engine: Engine, model: type[Any], optimizer_id: int, rows: int)
             .where(tuple_(*keys).in_(some))
             .execution_options(synchronize_session=False)
         )
+
+
+def _outgrown(engine: Engine, window_steps: int) -> list[tuple[int, int]]:
+    """Optimizers with frames of single ranks that left the window, and its first step."""
+    kept = Optimizer.last_step - Optimizer.kept_from
+    with Session(engine) as session:
+        rows = session.execute(
+            select(Optimizer.id, Optimizer.last_step - window_steps).where(
+                Optimizer.speaker == MERGED,
+                Optimizer.run_id.is_not(None),
+                # By half a window at a time: the rows are many.
+                kept > window_steps + window_steps // 2,
+            )
+        )
+        return [(optimizer_id, keep_from) for optimizer_id, keep_from in rows]
+
+
+def _rank_piece(engine: Engine, optimizer_id: int, keep_from: int) -> int | None:
+    """The first step that stays when one piece more is gone; None when nothing is to go."""
+    with Session(engine) as session:
+        optimizer = session.get(Optimizer, optimizer_id)
+        run = optimizer and session.get(Run, optimizer.run_id)
+        if optimizer is None or run is None or optimizer.kept_from >= keep_from:
+            return None
+        # Every step whose frames may go was merged.
+        merged = select(FrameRow.step).where(
+            FrameRow.optimizer_id == optimizer_id,
+            FrameRow.rank == MERGED,
+            FrameRow.step >= optimizer.kept_from,
+            FrameRow.step < keep_from,
+        )
+        steps = max(1, PIECE_LAYERS // max(1, optimizer.layers * run.world_size))
+        following = session.scalar(merged.order_by(FrameRow.step).offset(steps).limit(1))
+        return keep_from if following is None else following
+
+
+def _drop_rank_frames(engine: Engine, optimizer_id: int, before: int) -> None:
+    """Delete frames of single ranks before a step, but for steps that wait for a rank."""
+    with writing(engine) as session:
+        optimizer = session.get(Optimizer, optimizer_id)
+        run = optimizer and session.get(Run, optimizer.run_id, with_for_update=True)
+        if optimizer is None or run is None or optimizer.kept_from >= before:
+            return
+        waiting = select(PartialStep.step).where(
+            PartialStep.optimizer_id == optimizer_id, PartialStep.merged.is_(False)
+        )
+        told = select(ManifestRow.rank).where(ManifestRow.optimizer_id == optimizer_id)
+        ranks = session.scalars(told.where(ManifestRow.rank != MERGED).distinct())
+        for some in chunks(ranks):
+            session.execute(
+                delete(FrameRow).where(
+                    FrameRow.optimizer_id == optimizer_id,
+                    FrameRow.rank.in_(some),
+                    FrameRow.step < before,
+                    FrameRow.step.not_in(waiting),
+                )
+            )
+        session.execute(
+            delete(PartialStep).where(
+                PartialStep.optimizer_id == optimizer_id,
+                PartialStep.step < before,
+                PartialStep.merged.is_(True),
+            )
+        )
+        optimizer.kept_from = before
+        optimizer.thinned += 1
 
 
 def _old_stretches(engine: Engine, rest: int, before: float) -> list[tuple[int, int]]:
@@ -217,6 +288,7 @@ def _thin(engine: Engine, optimizer_id: int, start: int, rest: int) -> None:
             .where(Stretch.optimizer_id == optimizer_id, Stretch.tier == 1, Stretch.start == start)
             .values(frames=rest)
         )
+        optimizer.thinned += 1
         own = (
             FrameRow.optimizer_id == optimizer_id,
             FrameRow.rank == optimizer.speaker,

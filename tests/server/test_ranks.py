@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from synthetic_runs import OPTIMIZER, dense, detail, frame, layer, manifest, new_run
 
 from gradwatch.wire.frame import Frame, LayerInfo, RunInfo
+from gradwatch_server import retention
 from gradwatch_server.merge import MERGED
 from gradwatch_server.models import FrameRow, PartialStep
 from gradwatch_server.packing import missing_ranks, unpack_frame
-from gradwatch_server.ranks import drop_rank_frames, gaps, merge_due
+from gradwatch_server.ranks import gaps, merge_due
 
 
 def shard(rank: int, ranks: int = 2) -> list[LayerInfo]:
@@ -165,13 +166,41 @@ def test_ranks_of_a_pipeline_show_all_layers(collector):
     assert shown.high[:, 0].tolist() == [1.0, 2.0]
 
 
-def test_frames_of_single_ranks_are_kept_for_a_window_and_merged_ones_for_good(collector):
+def drop_rank_frames(collector, window_steps: int) -> None:
+    keep = retention.Keep(rank_steps=window_steps)
+    assert not retention.retain(collector.engine, keep, budget_s=60.0)
+
+
+def rank_steps(collector, rank: int) -> list[int]:
+    with Session(collector.engine) as session:
+        chosen = select(FrameRow.step).where(FrameRow.rank == rank).order_by(FrameRow.step)
+        return list(session.scalars(chosen))
+
+
+def test_a_window_of_frames_of_single_ranks_goes_in_pieces(collector, monkeypatch):
+    run = introduce(collector)
+    for rank in (0, 1):
+        collector.post(run, [norms(step, rank, [3.0, 4.0]) for step in range(0, 700, 7)])
+    monkeypatch.setattr(retention, "PIECE_LAYERS", 4 * 10)
+    left: list[int] = []
+    while retention.retain(collector.engine, retention.Keep(rank_steps=70), budget_s=0.0):
+        left.append(len(rank_steps(collector, 0)))
+    assert left == [90, 80, 70, 60, 50, 40, 30, 20, 11]
+    assert rank_steps(collector, 1) == list(range(623, 700, 7))
+
+
+def test_frames_of_single_ranks_are_kept_for_a_window_and_merged_ones_for_good(
+    collector, monkeypatch
+):
     run = introduce(collector)
     for rank in (0, 1):
         collector.post(run, [norms(step, rank, [3.0, 4.0]) for step in range(100)])
-    assert drop_rank_frames(collector.engine, window_steps=200) == 0
-    assert drop_rank_frames(collector.engine, window_steps=40) == 2 * 59
-    assert drop_rank_frames(collector.engine, window_steps=40) == 0
+    drop_rank_frames(collector, window_steps=200)
+    assert rank_steps(collector, 0) == rank_steps(collector, 1) == list(range(100))
+    # Three steps of two ranks of two layers in one transaction.
+    monkeypatch.setattr(retention, "PIECE_LAYERS", 12)
+    drop_rank_frames(collector, window_steps=40)
+    assert rank_steps(collector, 0) == rank_steps(collector, 1) == list(range(59, 100))
     assert sorted(merged(collector)) == list(range(100))
 
     # A repeat of what is gone is still a repeat, and spoils nothing.
@@ -187,7 +216,7 @@ def test_a_step_that_still_waits_for_a_rank_is_not_dropped(collector):
     collector.post(run, [norms(1, 0, [3.0, 4.0])])
     for rank in (0, 1):
         collector.post(run, [norms(step, rank, [1.0, 1.0]) for step in range(50, 150)])
-    drop_rank_frames(collector.engine, window_steps=20)
+    drop_rank_frames(collector, window_steps=20)
     collector.post(run, [norms(1, 1, [4.0, 3.0])])
     assert merged(collector)[1][0].row("norm").tolist() == [5.0, 5.0]
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from sqlalchemy import func, select, text, update
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 from synthetic_runs import OPTIMIZER, dense, frame, healthy, manifest, new_run
 from test_tiers import LAYERS, check, expected, fold_all, some_frames, stored
 
+from gradwatch.wire.api import FramePage
 from gradwatch.wire.frame import RunEnd
 from gradwatch_server import retention, tasks, tiers
 from gradwatch_server.database import migrate, writing
@@ -96,6 +98,21 @@ def test_old_frames_go_and_what_they_folded_into_stays(empty):
     for start, row in stored(empty, run, 1).items():
         assert row.frames == (GONE if start in FREED else WHOLE)
         check(tiers.unpack_columns(row.body), frames[start : start + 256], 1)
+
+
+def test_a_page_that_polls_is_told_when_frames_that_it_shows_are_gone(empty):
+    run = new_run()
+    store(empty, run, some_frames(range(STEPS)))
+    fold_all(empty.engine)
+    path = f"/api/v1/runs/{run.id}/frames?optimizer={OPTIMIZER}&first=256&last=300"
+    tag = {"If-None-Match": empty.get(path).headers["ETag"]}
+    assert empty.get(path, **tag).status == 304
+    free(empty)
+    assert empty.get(path, **tag).status == 304
+    free(empty, Keep(frames_days=AT_ONCE))
+    after = empty.get(path, **tag)
+    assert after.status == 200
+    assert msgspec.json.decode(after.body, type=FramePage).frames == []
 
 
 def test_a_stretch_that_is_to_be_folded_again_keeps_its_frames(empty):
