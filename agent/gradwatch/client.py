@@ -10,6 +10,8 @@ import msgspec
 import urllib3
 
 from gradwatch.wire.api import (
+    ChannelPatch,
+    ChannelRequest,
     ChannelView,
     Comparison,
     EventPage,
@@ -22,6 +24,7 @@ from gradwatch.wire.api import (
     FrameView,
     Heatmap,
     Histograms,
+    LayersView,
     ManifestView,
     NewToken,
     Problem,
@@ -276,6 +279,10 @@ class Client:
         path = f"{_of(run)}/histograms"
         return self._get(path, Histograms, optimizer=optimizer, layer=layer, **span)
 
+    def layers(self, run: str, optimizer: str) -> LayersView:
+        """Each layer's health from 0 to 100, what is open of it, and its last gradient norm."""
+        return self._get(f"{_of(run)}/layers", LayersView, optimizer=optimizer)
+
     def flow(self, run: str, optimizer: str, *, step: int | None = None) -> Flow:
         """Every statistic of every layer at the last detail frame at or before `step`."""
         return self._get(f"{_of(run)}/flow", Flow, optimizer=optimizer, step=step)
@@ -316,9 +323,36 @@ class Client:
         """Where alerts are sent, and what became of them. Needs the scope admin."""
         return self._get("/api/v1/channels", list[ChannelView])
 
+    def create_channel(self, name: str, url: str, project: str | None = None) -> ChannelView:
+        """Send alerts to an Apprise URL as well, as "slack://...". Needs the scope admin.
+
+        project: the only one whose alerts it gets; None for all. The URL is never shown again.
+        """
+        body = ChannelRequest(name=name, url=url, project=project)
+        return self._send("POST", "/api/v1/channels", ChannelView, body)
+
+    def change_channel(
+        self,
+        channel: str,
+        *,
+        name: str | None = None,
+        url: str | None = None,
+        paused: bool | None = None,
+    ) -> ChannelView:
+        """Change a channel that was made so; what is None stays. Needs the scope admin.
+
+        paused: whether no message goes to it.
+        """
+        body = ChannelPatch(name=name, url=url, paused=paused)
+        return self._send("PATCH", _channel(channel), ChannelView, body)
+
+    def delete_channel(self, channel: str) -> None:
+        """Send nothing more to a channel that was made so. Needs the scope admin."""
+        self._request("DELETE", _channel(channel))
+
     def test_channel(self, channel: str) -> None:
         """Send a test message to a channel, named as `channels` does. Needs the scope admin."""
-        self._request("POST", f"/api/v1/channels/{quote(channel, safe='')}/test")
+        self._request("POST", f"{_channel(channel)}/test")
 
     def ready(self) -> bool:
         """Whether the collector and its database answer."""
@@ -348,6 +382,10 @@ class Client:
 
 def _of(run: str) -> str:
     return f"/api/v1/runs/{quote(run, safe='')}"
+
+
+def _channel(key: str) -> str:
+    return f"/api/v1/channels/{quote(key, safe='')}"
 
 
 def _reason(body: bytes, status: int) -> str:

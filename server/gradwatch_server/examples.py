@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gradwatch.health.score import LAYER_DEFINITION
 from gradwatch.wire import api
 from gradwatch.wire.frame import LayerInfo, Receipt, Rejection, RunInfo
 
@@ -81,6 +82,18 @@ TOKEN = api.TokenView(
     last_used_at=None,
     revoked_at=None,
 )
+CHANNEL = api.ChannelView(
+    channel="9f86d081884c7d659a2feaa0c55ad015",
+    name="on call",
+    scheme="slack",
+    url="slack://****",
+    project="vision",
+    created_at=1764160000.0,
+    pending=0,
+    sent=3,
+    failed=0,
+    last_error="",
+)
 CHANGE = api.FindingChangeView(at=1764160060.0, change="opened", step=400, severity="warning")
 
 EXAMPLES: dict[Any, Any] = {
@@ -109,6 +122,15 @@ EXAMPLES: dict[Any, Any] = {
     ),
     api.HistogramsJson: api.HistogramsJson(
         layer="0.weight", steps=[0], edges=[None, -65536.0, 0.0], counts=[[0, 512, 512, 0]]
+    ),
+    api.LayersView: api.LayersView(
+        definition=LAYER_DEFINITION,
+        step=400,
+        layers=[
+            api.LayerView(
+                name="0.weight", role="weight", score=65.0, findings=["vanishing"], norm=1e-7
+            )
+        ],
     ),
     api.Flow: api.Flow(step=400, layers=["0.weight"], roles=["weight"], statistics={"norm": [0.5]}),
     api.ScalarsJson: SCALARS,
@@ -143,9 +165,12 @@ EXAMPLES: dict[Any, Any] = {
     ),
     list[api.TokenView]: [TOKEN],
     api.NewToken: api.NewToken(token="gw_0a1b2c3d4e5f_...", view=TOKEN),
-    list[api.ChannelView]: [
-        api.ChannelView(
-            channel="9f86d081884c7d65", scheme="slack", pending=0, sent=3, failed=0, last_error=""
-        )
-    ],
+    list[api.ChannelView]: [CHANNEL],
+    api.ChannelView: CHANNEL,
+    api.ChannelRequest: api.ChannelRequest(
+        name="on call",
+        url="slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#alerts",
+        project="vision",
+    ),
+    api.ChannelPatch: api.ChannelPatch(paused=True),
 }

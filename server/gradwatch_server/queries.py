@@ -9,9 +9,22 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gradwatch.wire.api import Flow, Heatmap, Histograms, Scalars
+from gradwatch.health.finding import Severity
+from gradwatch.health.score import LAYER_DEFINITION, layer_scores
+from gradwatch.wire.api import Flow, Heatmap, Histograms, LayersView, LayerView, Scalars
 from gradwatch.wire.statistics import BY_NAME
-from gradwatch_server.models import DETAILS, GONE, FrameRow, Optimizer, Run, Stretch
+from gradwatch_server.database import finite
+from gradwatch_server.models import (
+    DETAILS,
+    GONE,
+    NORMS,
+    OPEN,
+    FindingRow,
+    FrameRow,
+    Optimizer,
+    Run,
+    Stretch,
+)
 from gradwatch_server.packing import unpack_frame
 from gradwatch_server.tiered import Span as Span
 from gradwatch_server.tiered import equal_groups, read_histograms, read_scalars, read_statistic
@@ -139,6 +152,60 @@ def flow(session: Session, optimizer: Optimizer, step: int | None) -> Flow:
         roles=[layout.layers[place].role for place in order],
         statistics=statistics,
     )
+
+
+def layers(session: Session, optimizer: Optimizer) -> LayersView:
+    """How each layer does: its health, what is open of it, and its last gradient norm."""
+    layout = load_layout(session, optimizer)
+    run = session.get_one(Run, optimizer.run_id)
+    standing = session.scalars(
+        select(FindingRow).where(
+            FindingRow.run_id == run.id,
+            FindingRow.optimizer.in_(("", optimizer.name)),
+            FindingRow.state == OPEN,
+            FindingRow.muted_at.is_(None),
+        )
+    ).all()
+    gravest_first = sorted(standing, key=lambda row: -Severity(row.severity).rank)
+    names = [layer.name for layer in layout.layers]
+    told = [(Severity(row.severity), row.layers) for row in gravest_first]
+    scores = layer_scores(told, names) if run.judged else {}
+    step, norms = _last_norms(session, optimizer, layout)
+    return LayersView(
+        definition=LAYER_DEFINITION,
+        step=step,
+        layers=[
+            LayerView(
+                name=names[place],
+                role=layout.layers[place].role,
+                score=round(scores[names[place]], 1) if scores else None,
+                findings=[row.kind for row in gravest_first if names[place] in row.layers],
+                norm=finite(float(norms[place])),
+            )
+            for place in layout.by_depth()
+        ],
+    )
+
+
+def _last_norms(
+    session: Session, optimizer: Optimizer, layout: Layout
+) -> tuple[int | None, NDArray[np.float32]]:
+    """The last step at which gradients were looked at, and float32[layers]."""
+    last = (
+        select(FrameRow.step, FrameRow.body)
+        .where(
+            FrameRow.optimizer_id == optimizer.id,
+            FrameRow.rank == optimizer.speaker,
+            FrameRow.holds >= NORMS,
+        )
+        .order_by(FrameRow.step.desc())
+        .limit(1)
+    )
+    row = session.execute(last).first()
+    if row is None:
+        return None, np.full(len(layout.layers), np.nan, dtype=np.float32)
+    frame = unpack_frame(row.body, optimizer.name, optimizer.speaker, row.step)
+    return row.step, statistic_rows(layout, [frame], "norm")[0]
 
 
 def scalars(session: Session, optimizer: Optimizer, span: Span) -> Scalars:

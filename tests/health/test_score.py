@@ -36,8 +36,15 @@ def test_one_more_finding_never_raises_it_and_order_does_not_matter(
     assert run_score(more[::-1]) == pytest.approx(run_score(more))
 
 
-def test_a_layer_suffers_from_what_names_it_and_from_what_names_none() -> None:
-    findings = [finding(Severity.CRITICAL, "a"), finding(Severity.WARNING)]
-    scores = layer_scores(findings, ["a", "b"])
-    assert scores == {"a": pytest.approx(16.25), "b": pytest.approx(65.0)}
+def test_a_layer_suffers_from_what_names_it_and_from_nothing_else() -> None:
+    told = [
+        (Severity.CRITICAL, ["a", "a"]),
+        (Severity.WARNING, ["b", "a", "gone"]),
+        (Severity.WARNING, []),
+    ]
+    assert layer_scores(told, ["a", "b", "c"]) == {
+        "a": pytest.approx(16.25),
+        "b": pytest.approx(65.0),
+        "c": 100.0,
+    }
     assert run_score([]) == 100.0

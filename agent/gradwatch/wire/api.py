@@ -114,6 +114,24 @@ class RunView(Answer, frozen=True, kw_only=True):
     score: float | None = None  # health from 0 to 100, see gradwatch.health.score; null if waiting
 
 
+class LayerView(Answer, frozen=True, kw_only=True):
+    """One layer of a run, and how it does."""
+
+    name: str
+    role: str  # weight, bias, norm or embedding
+    score: float | None  # health from 0 to 100; null before the first judgement
+    findings: list[str]  # kinds that are open and name it (each names 200 layers at most)
+    norm: float | None  # of its gradient; null when it has none, or none that is finite
+
+
+class LayersView(Answer, frozen=True, kw_only=True):
+    """How the layers of an optimizer do, the input's first."""
+
+    definition: str  # of the scores
+    step: int | None  # of the norms: the last one at which gradients were looked at
+    layers: list[LayerView]
+
+
 class RunPatch(Question, frozen=True, kw_only=True):
     """What somebody wants to be told of a run, in place of what the job said of itself."""
 
@@ -462,15 +480,36 @@ class NewToken(Answer, frozen=True, kw_only=True):
     view: TokenView
 
 
+class ChannelRequest(Question, frozen=True, kw_only=True):
+    """A channel for alerts that somebody wants."""
+
+    name: Name
+    url: Annotated[str, Meta(min_length=1, max_length=2000)]  # of Apprise, as slack://...
+    project: Name | None = None  # null for all projects
+
+
+class ChannelPatch(Question, frozen=True, kw_only=True):
+    """What is to change of a channel; null leaves it as it is."""
+
+    name: Name | None = None
+    url: Annotated[str, Meta(min_length=1, max_length=2000)] | None = None
+    paused: bool | None = None  # gets no message
+
+
 class ChannelView(Answer, frozen=True, kw_only=True):
     """Where alerts are sent, without its secrets, and what became of them."""
 
-    channel: str  # digest of its URL
+    channel: str  # its key
     scheme: str
     pending: int
     sent: int
     failed: int
     last_error: str
+    name: str = ""  # GRADWATCH_NOTIFY for one of the collector's settings
+    url: str = ""  # all but the scheme is masked
+    project: str | None = None  # whose alerts it gets; null for all
+    paused: bool = False
+    created_at: float | None = None  # Unix seconds; null for one of the settings
 
 
 class Problem(Answer, frozen=True, kw_only=True):

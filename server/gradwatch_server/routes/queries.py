@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from gradwatch.client import MSGPACK
-from gradwatch.wire.api import Flow, HeatmapJson, HistogramsJson, ScalarsJson
+from gradwatch.health.score import LAYER_DEFINITION
+from gradwatch.wire.api import Flow, HeatmapJson, HistogramsJson, LayersView, ScalarsJson
 from gradwatch_server import queries
 from gradwatch_server.access import Step
 from gradwatch_server.answers import ARROW
@@ -74,6 +75,19 @@ def get_histograms(
 )
 def get_flow(asked: Asked, step: Step = None) -> Response:
     return asked.answer(lambda session, optimizer: queries.flow(session, optimizer, step))
+
+
+@router.get(
+    "/layers",
+    summary="How each layer does",
+    description=(
+        f"Its health, {LAYER_DEFINITION}; what is open and not muted of it; and its last gradient "
+        "norm."
+    ),
+    responses=answered(LayersView, "The layers, the input's first", media_types=(MSGPACK,)),
+)
+def get_layers(asked: Asked) -> Response:
+    return asked.answer_anew(queries.layers)
 
 
 @router.get(
