@@ -8,9 +8,9 @@ import click
 import uvicorn
 
 from gradwatch_server import logs
-from gradwatch_server.alerts import ChannelError, check_channel
 from gradwatch_server.app import create_app
 from gradwatch_server.database import migrate, open_database
+from gradwatch_server.notifier import ChannelError, check_channel
 from gradwatch_server.rules import load_rules
 from gradwatch_server.settings import Settings
 from gradwatch_server.tokens import any_token

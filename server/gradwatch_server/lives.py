@@ -9,8 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from gradwatch.wire.api import FindingChangeView, FindingHistory, FindingPage, FindingPatch
-from gradwatch_server.alerts import PENDING
-from gradwatch_server.models import Alert, FindingChange, FindingRow, Run
+from gradwatch_server.models import PENDING, Alert, FindingChange, FindingRow, Run
 from gradwatch_server.queries import NotFoundError
 from gradwatch_server.views import finding_view
 

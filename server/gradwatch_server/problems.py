@@ -17,7 +17,9 @@ from gradwatch.wire.api import Problem
 from gradwatch.wire.codec import BatchError, BatchTooLargeError
 from gradwatch.wire.frame import Rejection
 from gradwatch_server.answers import NoArrowError
+from gradwatch_server.channels import FixedChannelError
 from gradwatch_server.ingest import UnknownRunError, UnstorableRunError
+from gradwatch_server.notifier import ChannelError
 from gradwatch_server.queries import NotFoundError
 from gradwatch_server.recorded import CursorError
 from gradwatch_server.tokens import (
@@ -76,6 +78,8 @@ def add_handlers(app: FastAPI) -> None:
         NoArrowError: 406,
         CursorError: 422,
         TokenError: 422,
+        ChannelError: 422,
+        FixedChannelError: 409,
         BatchTooLargeError: 413,
         BatchError: 400,
         UnstorableRunError: 422,

@@ -24,7 +24,7 @@ from gradwatch.wire.frame import Receipt, Record, RunInfo
 from gradwatch_server import judging
 from gradwatch_server.app import create_app
 from gradwatch_server.database import open_database, writing
-from gradwatch_server.models import Alert, Optimizer, Run
+from gradwatch_server.models import Alert, ChannelRow, Optimizer, Run
 from gradwatch_server.settings import Settings
 
 # Test modules here share helpers; importlib mode puts no folder on the path by itself.
@@ -187,6 +187,7 @@ def collector(_lasting_collector: Collector) -> Collector:
     with writing(_lasting_collector.engine) as session:
         session.execute(delete(Run))
         session.execute(delete(Optimizer))
+        session.execute(delete(ChannelRow))
     _lasting_collector.wakes.clear()
     return _lasting_collector
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,12 @@ import pytest
 from sqlalchemy import update
 from synthetic_runs import dense, detail, healthy, manifest, new_run
 
-from gradwatch_server import alerts
-from gradwatch_server.alerts import ChannelError, channel_digest, check_channel, deliver_due
+from gradwatch_server import addresses, alerts, notifier
+from gradwatch_server.alerts import deliver_due
+from gradwatch_server.channels import channel_digest
 from gradwatch_server.database import writing
 from gradwatch_server.models import Alert
+from gradwatch_server.notifier import ChannelError, check_channel
 
 DASHBOARD = "http://dash.example"
 
@@ -254,12 +257,44 @@ def test_alerts_go_to_no_address_of_this_machine_or_its_link_unless_allowed(
 
 def test_a_mail_server_on_this_machine_is_asked_for_too():
     url = "mailto://me:secret@example.org?smtp=127.0.0.1&to=you@example.org"
-    assert "GRADWATCH_NOTIFY_LOCAL" in (alerts._send(url, "t", "b", "info", local=False) or "")
+    assert notifier.send(url, "t", "b", "info", local=False) == notifier.TOO_NEAR
 
 
 def test_a_token_in_the_place_of_a_host_is_looked_up_nowhere(monkeypatch):
     looked_up: list[str] = []
-    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_: looked_up.append(host) or [])
-    slack = alerts._notifier("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#general")
-    assert not alerts._is_local(slack, "slack")
+    monkeypatch.setattr(notifier, "leads_near", looked_up.append)
+    monkeypatch.setattr(notifier, "_taken", lambda *_: None)
+    url = "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#general"
+    assert notifier.send(url, "t", "b", "info", local=False) is None
     assert looked_up == []
+
+
+def test_a_name_that_leads_elsewhere_once_it_was_checked_is_not_followed(monkeypatch, webhook):
+    far = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 80))]
+    answers = [far]
+    real = addresses._look_up  # pyright: ignore[reportPrivateUsage]
+
+    def look_up(host: str, *given: Any, **named: Any) -> Any:
+        return answers.pop() if answers else real("127.0.0.1", *given, **named)
+
+    monkeypatch.setattr(addresses, "_look_up", look_up)
+    url = f"json://rebound.example:{webhook.port}/alerts"
+    assert notifier.send(url, "t", "b", "info", local=False) == notifier.TOO_NEAR
+    assert answers == []
+    assert webhook.paths == []
+    assert notifier.send(url, "t", "b", "info", local=True) is None
+    assert webhook.paths == ["/alerts"]
+
+
+def test_what_a_plugin_raises_is_told_without_the_secrets_in_it(monkeypatch):
+    class Failing:
+        host = "hooks.example"
+
+        def notify(self, **_: Any) -> bool:
+            raise RuntimeError(f"could not reach json://hooks.example/{SECRET}")
+
+    monkeypatch.setattr(notifier, "_notifier", lambda _: Failing())
+    told = notifier.send(f"json://hooks.example/{SECRET}", "t", "b", "info", local=True)
+    assert told is not None
+    assert "RuntimeError" in told
+    assert SECRET not in told
