@@ -6,13 +6,17 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gradwatch.wire.frame import LayerInfo
 
 # What wrappers put into the names of the modules that they wrap.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 PARALLEL_WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel"})
+# As torch writes the placement of a tensor that every rank holds whole.
+REPLICATED = "(Replicate(),)"
 
 # Dimension of a weight that runs over output units, by the class that owns it.
 UNIT_DIMENSION: tuple[tuple[type[nn.Module], int], ...] = (
@@ -56,8 +60,8 @@ class Layer(NamedTuple):
             return "bias"
         return "weight" if self.parameter.dim() >= 2 else "norm"
 
-    def describe(self, depth: int, optimized: bool) -> LayerInfo:
-        """This layer's line in the manifest."""
+    def describe(self, depth: int, optimized: bool, replicated: bool = False) -> LayerInfo:
+        """This layer's line in the manifest. replicated: every rank is to hold the same."""
         return LayerInfo(
             name=self.name[:500],
             shape=tuple(self.parameter.shape),
@@ -68,9 +72,22 @@ class Layer(NamedTuple):
             trainable=self.parameter.requires_grad,
             optimized=optimized,
             tied_to=self.aliases,
-            sharding=str(getattr(self.parameter, "placements", "")),
+            sharding=_sharding(self.parameter, replicated),
             held=_held(self.parameter),
         )
+
+
+def in_shards(parameter: Tensor) -> bool:
+    """Whether this rank holds but a part of a parameter."""
+    placements = getattr(parameter, "placements", ())
+    return not all(placement.is_replicate() for placement in placements)
+
+
+def _sharding(parameter: Tensor, replicated: bool) -> str:
+    placements = getattr(parameter, "placements", None)
+    if placements is None:
+        return REPLICATED if replicated else ""
+    return str(placements)
 
 
 def _held(parameter: Tensor) -> int | None:
@@ -156,6 +173,41 @@ def owning_models(parameters: Sequence[Tensor]) -> list[nn.Module]:
             chosen.append(module)
             covered |= held
     return chosen
+
+
+def wrapped_by_ddp(
+    models: Iterable[nn.Module], parameters: Sequence[Tensor], world_size: int
+) -> set[int]:
+    """Identities of the parameters that torch keeps equal on all ranks of the job.
+
+    The wrapper may not be among the models that are watched: then it is looked for among the
+    garbage collector's objects, as in `owning_models`.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return set()
+    found = [module for model in models for module in model.modules() if _spans(module, world_size)]
+    if not found:
+        found = [each for each in gc.get_objects() if _spans(each, world_size)]
+    return {id(parameter) for wrapper in found for parameter in wrapper.parameters()} & wanted
+
+
+def _spans(candidate: Any, world_size: int) -> bool:
+    """Whether this is a wrapper of torch's whose replicas are on every rank."""
+    if type(candidate) is not DistributedDataParallel or "process_group" not in vars(candidate):
+        return False
+    group = candidate.process_group
+    return group is not None and group.size() == world_size
+
+
+def shares_a_mesh(parameters: Iterable[Tensor], world_size: int) -> bool:
+    """Whether a parameter is spread over all ranks of the job.
+
+    Then every rank runs the same program over the same model, and what is not spread is the same
+    on each.
+    """
+    meshes = (getattr(parameter, "device_mesh", None) for parameter in parameters)
+    return any(mesh is not None and mesh.size() == world_size for mesh in meshes)
 
 
 class ExecutionOrder:

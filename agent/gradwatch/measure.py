@@ -8,12 +8,13 @@ larger is reduced where it lies, and a sample of it goes along.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradwatch.clipping import Clipped
 from gradwatch.layers import Layer
@@ -30,7 +31,14 @@ WHOLE_SIZE = SAMPLE_SIZE
 # A model of no more elements is copied whole (8 MB), unless this many copies wait already.
 SMALL_MODEL = 1 << 21
 MAX_COPIES = 3
-REAL = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+GRADIENT = operator.attrgetter("grad")
+# Nearly all tensors are ordinary, and each look at one of a thousand layers counts.
+KIND = operator.attrgetter("__class__", "layout", "dtype")
+ORDINARY = frozenset(
+    (kind, torch.strided, dtype) for kind in (Tensor, nn.Parameter) for dtype in REAL
+)
+IS_META = operator.attrgetter("is_meta")
 Rows = dict[str, Tensor]
 NOTHING = Reduced(EMPTY, EMPTY, EMPTY, [])
 
@@ -43,15 +51,17 @@ class Meter:
         self._weights: tuple[int, Tensor] | None = None  # step, sample
         self._copies: list[tuple[Reading, Tensor]] = []
 
+    @torch.no_grad()
     def norms(
         self,
         parameters: Sequence[Tensor],
         scale: Tensor | None = None,
         clipped: Clipped | None = None,
+        compare: bool = False,
     ) -> Reading | None:
         """Norm of each layer's gradient; None when no layer has one.
 
-        scale: see `details`. clipped: the norms that clipping computed for this step.
+        scale, compare: see `details`. clipped: the norms that clipping computed for this step.
         """
         present, gradients = gradients_of(parameters)
         if not present:
@@ -60,6 +70,7 @@ class Meter:
         if norms is None:
             norms = norms_of(gradients)
         rows = _rows(gradients, norms)
+        probed = _sampled_weights(parameters) if compare else None
         return Reading(
             len(parameters),
             present,
@@ -67,15 +78,22 @@ class Meter:
             None if scale is None else to_host(scale.detach().clone()),
             copied_event(gradients[0].device),
             broken=_known_broken(rows),
+            probed=probed,
         )
 
+    @torch.no_grad()
     def details(
-        self, parameters: Sequence[Tensor], scale: Tensor | None = None, step: int = 0
+        self,
+        parameters: Sequence[Tensor],
+        scale: Tensor | None = None,
+        step: int = 0,
+        compare: bool = False,
     ) -> Reading | None:
         """Every statistic of each layer's gradient; None when no layer has one.
 
         scale: the loss scale that the gradients still carry (a fused optimizer under AMP).
-        step: of the optimizer, by which the weights' movement is told a step.
+        step: of the optimizer, by which the weights' movement is told a step. compare: whether
+        the weights are to be compared with those of other ranks.
         """
         present, gradients = gradients_of(parameters)
         if not present:
@@ -90,6 +108,7 @@ class Meter:
         rows, reduced, large = (
             ({}, NOTHING, []) if small else self._reduced(present, gradients, whole)
         )
+        weights = self._movement(parameters, step)
         details = Details(
             shapes=[tuple(gradient.shape) for gradient in gradients],
             sizes=np.array(sizes, dtype=np.int64),
@@ -100,8 +119,8 @@ class Meter:
             sum=to_host(reduced.sum),
             peaks=to_host(joined(reduced.peaks)),
             peak_sizes=[peak.numel() for peak in reduced.peaks],
-            weight_norm=to_host(norms_of([plain(parameters[layer]) for layer in present])),
-            weights=self._movement(parameters, step),
+            weight_norm=to_host(norms_of(plains([parameters[layer] for layer in present]))),
+            weights=weights,
             units=self._units,
         )
         reading = Reading(
@@ -112,6 +131,7 @@ class Meter:
             copied_event(sample.device),
             details,
             broken=_broken(sample) if small else _known_broken(rows),
+            probed=weights if compare else None,
         )
         self._copies = [*waiting, (reading, sample)] if small else waiting
         return reading
@@ -137,14 +157,19 @@ class Meter:
 
     def _movement(self, parameters: Sequence[Tensor], step: int) -> Weights:
         """A sample of the weights, beside that of the detail frame before."""
-        weights = [EMPTY if tensor.is_meta else plain(tensor) for tensor in parameters]
-        places, sizes, sample = sampled(weights, WEIGHT_RUNS)
-        now = to_host(sample.double())
+        found = _sampled_weights(parameters)
         past, before = self._weights or (step, None)
-        if before is not None and before.shape != now.shape:
+        if before is not None and before.shape != found.now.shape:
             before = None
-        self._weights = (step, now)
-        return Weights(places, sizes, now, before, max(step - past, 1))
+        self._weights = (step, found.now)
+        return found._replace(before=before, steps=max(step - past, 1))
+
+
+def _sampled_weights(parameters: Sequence[Tensor]) -> Weights:
+    """A sample of the weights, by itself."""
+    weights = [EMPTY if tensor.is_meta else tensor for tensor in plains(parameters)]
+    places, sizes, sample = sampled(weights, WEIGHT_RUNS)
+    return Weights(places, sizes, to_host(sample.double()), None, 1)
 
 
 def _rows(gradients: list[Tensor], norms: Tensor) -> Rows:
@@ -181,19 +206,21 @@ def _gathered(gradients: Sequence[Tensor], whole: int, room: Tensor | None) -> t
 
 def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
     """The layers that have a gradient, and their gradients as dense, real, local tensors."""
-    present: list[int] = []
-    gradients: list[Tensor] = []
-    for layer, parameter in enumerate(parameters):
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        # Nearly all are ordinary, and each look at one of a thousand layers counts.
-        if type(gradient) is not Tensor or gradient.is_sparse or gradient.dtype not in REAL:
-            gradient = plain(gradient)
-        if gradient.numel() and not gradient.is_meta:
-            present.append(layer)
-            gradients.append(gradient)
+    held: list[Tensor | None] = list(map(GRADIENT, parameters))
+    present = [layer for layer, gradient in enumerate(held) if gradient is not None]
+    gradients = plains([gradient for gradient in held if gradient is not None])
+    if not all(map(Tensor.numel, gradients)) or any(map(IS_META, gradients)):
+        kept = [place for place, each in enumerate(gradients) if each.numel() and not each.is_meta]
+        present = [present[place] for place in kept]
+        gradients = [gradients[place] for place in kept]
     return present, gradients
+
+
+def plains(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`plain` of each; of ordinary ones the tensors themselves, for use without autograd."""
+    if ORDINARY.issuperset(map(KIND, tensors)):
+        return list(tensors)
+    return [plain(tensor) for tensor in tensors]
 
 
 def plain(tensor: Tensor) -> Tensor:

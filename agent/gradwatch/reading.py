@@ -33,6 +33,8 @@ DETAIL_COLUMNS = (
     "update_ratio",
     "weight_spread",
 )
+# What ranks are compared by; measured in jobs of several.
+COMPARED = "weight_drift"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -87,8 +89,8 @@ class Reading:
     layers: how many the frame speaks of. present: those that have a gradient, of which all else
     here speaks. rows: `norm`, and `nonfinite` or `peak`; none where all gradients were copied.
     scale: what the gradients are to be divided by. copied: fires when all of it has arrived.
-    broken: whether a gradient is not finite; on an accelerator that is not known at once. Tensors
-    are on the CPU.
+    broken: whether a gradient is not finite; on an accelerator that is not known at once. probed:
+    weights that are compared with those of other ranks. Tensors are on the CPU.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class Reading:
         copied: torch.Event | None,
         details: Details | None = None,
         broken: bool = False,
+        probed: Weights | None = None,
     ) -> None:
         self.broken = broken
+        self._probed = probed
         self._layers = layers
         self._present = present
         self._rows = rows
@@ -121,14 +125,14 @@ class Reading:
                 self._copied.synchronize()
             with np.errstate(all="ignore"):  # non-finite gradients are data here
                 self._found = self._statistics(1.0 if self._scale is None else float(self._scale))
-            self._details = None
+            self._details, self._probed = None, None
         return self._found
 
     def _statistics(self, scale: float) -> Statistics:
         rows = {name: row.numpy() for name, row in self._rows.items()}
         if self._details is None:
             found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
-            return Statistics(NORM_COLUMNS, self._matrix(found, NORM_COLUMNS))
+            return self._compared(Statistics(NORM_COLUMNS, self._matrix(found, NORM_COLUMNS)))
         sample = Sample.of(self._details)
         if not rows:
             rows = sample.norms()
@@ -136,7 +140,16 @@ class Reading:
         found |= _statistics(self._details, self._present, sample, found["norm"], scale)
         histograms = np.zeros((self._layers, BUCKETS), dtype=np.uint16)
         histograms[self._present] = sample.histograms(scale)
-        return Statistics(DETAIL_COLUMNS, self._matrix(found, DETAIL_COLUMNS), histograms)
+        matrix = self._matrix(found, DETAIL_COLUMNS)
+        return self._compared(Statistics(DETAIL_COLUMNS, matrix, histograms))
+
+    def _compared(self, found: Statistics) -> Statistics:
+        """With what other ranks are to compare: of every layer, with a gradient or without."""
+        if self._probed is None:
+            return found
+        probe = weight_probe(self._probed).astype(np.float32)
+        columns = (*found.columns, COMPARED)
+        return Statistics(columns, np.vstack([found.values, probe]), found.histograms)
 
     def _matrix(self, found: Mapping[str, Floats], columns: Sequence[str]) -> NDArray[np.float32]:
         values = np.full((len(columns), self._layers), np.nan, dtype=np.float32)
@@ -270,3 +283,29 @@ def movement(weights: Weights) -> tuple[Floats, Floats]:
             return np.full(layers, np.nan), spread
         moved = np.sqrt(summed((now - weights.before.numpy()) ** 2) / square) / weights.steps
     return np.where(square > 0, moved, np.nan), spread
+
+
+# One sign for each element of a layer's sample, the same on every rank: this generator alone
+# promises the same numbers in every version of numpy (NEP 19).
+SIGNS = np.random.RandomState(0).randint(0, 2, 1024) * 2.0 - 1.0
+
+
+def weight_probe(weights: Weights) -> Floats:
+    """A number of each layer's weights w that ranks can compare: s.w / |w| + ln |w|, s: signs.
+
+    Equal weights give equal numbers. Others differ by about |w - w'| / |w|: of a small change d the
+    first term moves by s.d / |w|, which is +-|d| / |w| on average over signs (Johnson and
+    Lindenstrauss 1984, with one dimension), the second by the change of length, which the first
+    does not see. 0 for weights that are all 0. Returns float64[layers].
+    """
+    layers = len(weights.sizes)
+    layer = np.repeat(weights.places, weights.sizes)
+    within = np.arange(len(layer)) - np.repeat(
+        np.cumsum(weights.sizes) - weights.sizes, weights.sizes
+    )
+    now = weights.now.numpy()
+    with np.errstate(all="ignore"):  # weights may be 0, or no numbers any more
+        square = np.bincount(layer, now**2, minlength=layers)
+        along = np.bincount(layer, now * SIGNS[within % len(SIGNS)], minlength=layers)
+        probe = along / np.sqrt(square) + 0.5 * np.log(square)
+    return np.where(square == 0, 0.0, probe)

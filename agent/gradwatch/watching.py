@@ -19,16 +19,21 @@ from gradwatch.layers import (
     ExecutionOrder,
     Layer,
     clean_paths,
+    in_shards,
     named_layers,
     owning_models,
+    shares_a_mesh,
+    wrapped_by_ddp,
 )
 from gradwatch.locate import Locator, gradient_storages
 from gradwatch.measure import Meter, plain, read_scalar
 from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
 from gradwatch.pending import PendingFrame
+from gradwatch.rank_check import RankCheck
 from gradwatch.reading import NoGradient, Reading
 from gradwatch.scaling import carried_scale, found_overflow, scale_of
+from gradwatch.waiting import WaitClock
 from gradwatch.wire.frame import MAX_LAYERS, Manifest
 
 if TYPE_CHECKING:
@@ -41,6 +46,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 # flight recorder has the rest.
 NORM_SHARE = 0.55
 DETAIL_SHARE = 0.4
+# Part of the norms' share that comparing ranks may take, in a job of several.
+COMPARE_SHARE = 0.15
 # After this many faults of its own, the watch gives up rather than cost the job more.
 MAX_FAULTS = 5
 
@@ -91,6 +98,12 @@ class OptimizerWatch:
         self.locator = Locator(name, job.rank, settings.locate_nan, self._modules)
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
+        self._world_size = job.run.world_size
+        # Between ranks there is nothing to compare where every layer is in shards.
+        self._comparable = self._world_size > 1
+        self._rank_check = RankCheck(settings.detail_every, budget * COMPARE_SHARE)
+        self._wait_clock: WaitClock | None = None
+        self._cost_s = 0.0  # of the last step, in the training thread
         self._hooks = [
             optimizer.register_step_pre_hook(uncompiled(self._before_step)),
             optimizer.register_step_post_hook(uncompiled(self._after_step)),
@@ -120,6 +133,7 @@ class OptimizerWatch:
         if self._order is not None:
             self._order.read(())
         self.locator.close()
+        self._time_waits(None)
         self._forget()
 
     def _forget(self, _: object = None) -> None:
@@ -194,6 +208,10 @@ class OptimizerWatch:
         norm_due = self._norm_pacer.due(self.step, elapsed_s) and not skipped
         detail_due = self._detail_pacer.due(self.step, elapsed_s) and not skipped
         detail_due = detail_due and not self._replica
+        if self._wait_clock is not None:
+            self._rank_check.stepped(elapsed_s - self._cost_s, self._wait_clock.take())
+        compare = self._comparable and self._rank_check.due(self.step) and not skipped
+        norm_due |= compare
         reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
         turned = not (norm_due or detail_due or skipped) and self._turned_non_finite()
@@ -201,7 +219,7 @@ class OptimizerWatch:
         if skipped and not self._version:
             self._current_parameters()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
-            reading = self._measured(carried_scale(optimizer), clipped, detail_due)
+            reading = self._measured(carried_scale(optimizer), clipped, detail_due, compare)
         frame = PendingFrame(
             self.name,
             self.step,
@@ -212,6 +230,8 @@ class OptimizerWatch:
         )
         if elapsed_s:
             frame.measured("step_time_s", lambda: elapsed_s)
+        for times_name, time_s in self._rank_check.times_s().items() if compare else ():
+            frame.measured(times_name, time_s)
         loss_scale = None if scaler is None else scale_of(scaler)
         if loss_scale is not None and (reading is not None or skipped):
             frame.measured("grad_scale", read_scalar(loss_scale))
@@ -229,18 +249,21 @@ class OptimizerWatch:
             self._norm_pacer.took(self.step, cost_s)
         else:
             self._norm_pacer.charge(cost_s)
+        if compare:
+            self._rank_check.took(cost_s)
         if not broken and not skipped:
             self._record(optimizer, elapsed_s)
+        self._cost_s = time.perf_counter() - started
 
     @torch.no_grad()
     def _measured(
-        self, scale: Tensor | None, clipped: Clipped | None, detail: bool
+        self, scale: Tensor | None, clipped: Clipped | None, detail: bool, compare: bool
     ) -> Reading | NoGradient:
         parameters = self._current_parameters()
         if detail:
-            reading = self._meter.details(parameters, scale, self.step)
+            reading = self._meter.details(parameters, scale, self.step, compare)
         else:
-            reading = self._meter.norms(parameters, scale, clipped)
+            reading = self._meter.norms(parameters, scale, clipped, compare)
         return reading or NoGradient(len(parameters))
 
     def _locate(self, trace: Trace | None, broken: bool) -> None:
@@ -320,6 +343,7 @@ class OptimizerWatch:
         by_depth = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])
         trained = [layer.parameter for _, layer in by_depth if layer.parameter.requires_grad]
         self._sentinel = min(trained[:2], key=lambda tensor: tensor.numel(), default=None)
+        replicas = self._replicas(models)
         self._dirty = False
         self._version += 1
         self._job.say(
@@ -328,11 +352,36 @@ class OptimizerWatch:
                 version=self._version,
                 rank=self._job.rank,
                 layers=[
-                    layer.describe(depth, id(layer.parameter) in mine)
+                    layer.describe(
+                        depth, id(layer.parameter) in mine, id(layer.parameter) in replicas
+                    )
                     for layer, depth in zip(layers, depths, strict=True)
                 ],
             )
         )
+
+    def _replicas(self, models: Sequence[nn.Module]) -> set[int]:
+        """Identities of the parameters that all ranks are to hold alike, where torch says so."""
+        parameters = [layer.parameter for layer in self._layers]
+        whole = [each for each in parameters if not in_shards(each)]
+        self._comparable = self._world_size > 1 and bool(whole)
+        if not self._comparable:
+            return set()
+        wrapped = wrapped_by_ddp(models, whole, self._world_size)
+        waits = self._sentinel is not None and id(self._sentinel) in wrapped
+        self._time_waits(self._sentinel if waits else None)
+        if shares_a_mesh(parameters, self._world_size):
+            return {id(parameter) for parameter in whole}
+        return wrapped
+
+    def _time_waits(self, parameter: Tensor | None) -> None:
+        """Time how long this rank waits for the others, at the backward passes that reach this."""
+        known = self._wait_clock
+        if known is not None and known.parameter is not parameter:
+            known.remove()
+            self._wait_clock = None
+        if parameter is not None and self._wait_clock is None:
+            self._wait_clock = WaitClock(parameter, lambda error: self._failed("time", error))
 
     def _living_models(self, held: list[Tensor]) -> list[nn.Module]:
         if self._models is None:

@@ -22,7 +22,16 @@ from gradwatch_server.packing import pack_histograms, unpack_histograms
 # The rank of a merged frame, and of the manifest that names its layers.
 MERGED = -1
 
+# The statistic that ranks are compared by, and from where on its values differ: see
+# gradwatch.reading.weight_probe, which rounds at 1e-6.
+COMPARED = "weight_drift"
+REPLICATED = "Replicate()"  # in a layer's sharding
+DIFFERENT = 1e-5
+# Relative difference of gradient norms below which ranks have the same gradient.
+SIMILAR = 1e-3
+
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class Part(NamedTuple):
@@ -64,8 +73,10 @@ def merge_frames(parts: Sequence[Part], layers: Sequence[LayerInfo], manifest: i
         raise ValueError("there is no frame to merge")
     parts = sorted(parts, key=lambda part: part.frame.rank)
     table = _Table(parts, layers)
-    columns = tuple(name for name in BY_NAME if any(name in part.frame.columns for part in parts))
-    rows = {name: table.merged(name) for name in columns}
+    rows = {name: table.merged(name) for name in BY_NAME if table.measured(name)}
+    if table.measured(COMPARED):
+        rows["norm_spread"] = table.norm_spread()
+    columns = tuple(name for name in BY_NAME if name in rows)
     first = parts[0].frame
     with np.errstate(over="ignore"):
         values = np.array([rows[name] for name in columns], dtype="<f4")
@@ -93,6 +104,7 @@ class _Table:
         self._places = [
             np.array([place[layer.name] for layer in part.layers], dtype=np.int64) for part in parts
         ]
+        self._declared = [REPLICATED in layer.sharding for layer in layers]
         whole = np.array([math.prod(layer.shape) for layer in layers], dtype=np.float64)
         self._held = np.zeros((len(parts), self._size))
         for row, (part, places) in enumerate(zip(parts, self._places, strict=True)):
@@ -101,6 +113,8 @@ class _Table:
         sharers = np.maximum(1, (self._held != 0).sum(axis=0))
         self._held = np.where(np.isnan(self._held), whole / sharers, self._held)
         self._sharded = ((self._held != 0) & (self._held < whole)).any(axis=0)
+        # Layers of one name and of several sizes are not the same.
+        self._replicas = ~self._sharded & ((self._held == 0) | (self._held == whole)).all(axis=0)
         # Shards that are held more than once (HSDP) would be counted more than once.
         self._copies = np.maximum(1.0, self._held.sum(axis=0) / np.maximum(whole, 1.0))
         self._broken = np.nan_to_num(self._spread("nonfinite")) > 0
@@ -117,8 +131,14 @@ class _Table:
                 spread[row, places] = values
         return spread
 
+    def measured(self, name: str) -> bool:
+        """Whether any rank measured this statistic."""
+        return any(name in part.frame.columns for part in self._parts)
+
     def merged(self, name: str) -> Floats:
         """One statistic of the whole model. float64[layers]."""
+        if BY_NAME[name].merge is Merge.SPREAD:
+            return self.apart(name)
         values = self._spread(name)
         measured = ~np.isnan(values) | (self._broken & (self._held > 0))
         spoken = values[np.argmax(measured, axis=0), np.arange(self._size)]
@@ -170,6 +190,57 @@ class _Table:
         several = (np.isfinite(norms).sum(axis=0) > 1) & (high > 0)
         return float(np.max((high - low)[several] / high[several])) if several.any() else None
 
+    def apart(self, name: str) -> Floats:
+        """Largest difference of a statistic between ranks that hold a layer whole; NaN without
+        two of them. float64[layers]."""
+        values = self._of_replicas(name)
+        return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
+
+    def norm_spread(self) -> Floats:
+        """Difference of gradient norms between replicas / the largest; a rank without a gradient
+        counts as one whose gradient is 0. float64[layers]."""
+        norms = self._of_replicas("norm", lacking=0.0)
+        high, low = np.fmax.reduce(norms, axis=0), np.fmin.reduce(norms, axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (high - low) / high
+
+    def _of_replicas(self, name: str, lacking: float = math.nan) -> Floats:
+        """A statistic by rank, of layers that two ranks at least hold whole; NaN for others.
+
+        lacking: stands for what a rank did not tell of a layer that it holds.
+        """
+        values = self._spread(name)
+        values[np.isinf(values)] = np.nan
+        told = np.array([name in part.frame.columns for part in self._parts])[:, None]
+        values[np.isnan(values) & told & (self._held > 0) & ~self._broken] = lacking
+        several = (~np.isnan(values)).sum(axis=0) > 1
+        return np.where(self._replicas & several, values, np.nan)
+
+    def drifting(self) -> dict[str, float]:
+        """Which rank it is whose weights are not those of the others, where one rank is."""
+        if not self.measured(COMPARED):
+            return {}
+        probes, moved = self._of_replicas(COMPARED), self._of_replicas("update_ratio")
+        differ = self.apart(COMPARED) > DIFFERENT
+        alike = self.norm_spread()
+        # What merely shares its name with a layer of another rank must not outvote the replicas.
+        for likely in (np.array(self._declared), (alike < SIMILAR) | (alike >= 1), True):
+            places = np.flatnonzero(differ & likely)
+            if len(places):
+                break
+        else:
+            return {}
+        found = {
+            "rank_apart": _one_of(_farthest(probes[:, places])),
+            "rank_moving": _one_of(_only(moved[:, places] > 0, moved[:, places] == 0)),
+            "rank_still": _one_of(_only(moved[:, places] == 0, moved[:, places] > 0)),
+        }
+        return {
+            name: float(self._parts[row].frame.rank)
+            for name, row in found.items()
+            if row is not None
+        }
+
     def histograms(self) -> memoryview | None:
         """The counts of all ranks, added where they are shards."""
         merged: NDArray[np.uint32] | None = None
@@ -185,6 +256,33 @@ class _Table:
             merged[places[wanted]] += counts[wanted]
             spoken[places[told]] = True
         return None if merged is None else pack_histograms(merged)
+
+
+def _farthest(values: Floats) -> Ints:
+    """The row that stands alone in each column, -1 where none does. values: float64[ranks, n]."""
+    away = np.abs(values - np.nanmedian(values, axis=0))
+    row = np.nanargmax(away, axis=0)
+    others = values.copy()
+    others[row, np.arange(values.shape[1])] = np.nan
+    spread = np.fmax.reduce(others, axis=0) - np.fmin.reduce(others, axis=0)
+    alone = (np.isfinite(values).sum(axis=0) > 2) & (spread < 0.5 * np.nanmax(away, axis=0))
+    return np.where(alone, row, -1)
+
+
+def _only(those: NDArray[np.bool_], others: NDArray[np.bool_]) -> Ints:
+    """The row that is the only one of `those` in each column, all else being `others`; -1 for none.
+
+    those, others: bool[ranks, n].
+    """
+    alone = (those.sum(axis=0) == 1) & (those | others).all(axis=0) & others.any(axis=0)
+    return np.where(alone, those.argmax(axis=0), -1)
+
+
+def _one_of(rows: Ints) -> int | None:
+    """The row that most of the columns with one name; None when none does."""
+    named = rows[rows >= 0]
+    found, counts = np.unique(named, return_counts=True)
+    return int(found[counts.argmax()]) if 2 * counts.max(initial=0) > len(named) else None
 
 
 def _held_elements(layer: LayerInfo) -> float:
@@ -206,9 +304,32 @@ def _merge_scalars(parts: Sequence[Part], table: _Table, norms: Floats | None) -
         if any(math.isnan(value) for value in told["total_norm"]):
             merged["total_norm"] = math.nan
     differs = table.disagreement()
-    if differs is not None and len(merged) < MAX_SCALARS:
-        merged["rank_disagreement"] = differs
+    compared = {} if differs is None else {"rank_disagreement": differs}
+    compared |= table.drifting() | _slowest(parts)
+    for name, value in compared.items():
+        if len(merged) < MAX_SCALARS:
+            merged[name] = value
     return merged
+
+
+def _slowest(parts: Sequence[Part]) -> dict[str, float]:
+    """The rank that needs most time for itself, that time, and what is usual of the others: their
+    own time, and how long they wait."""
+    told = [
+        (own_s, part.frame.rank, part.frame.scalars.get("wait_time_s", math.nan))
+        for part in parts
+        if math.isfinite(own_s := part.frame.scalars.get("own_time_s", math.nan))
+    ]
+    if len(told) < 2:
+        return {}
+    slowest = max(told, key=lambda each: each[:2])
+    others = [each for each in told if each is not slowest]
+    return {
+        "rank_slowest": float(slowest[1]),
+        "rank_slowest_s": slowest[0],
+        "rank_others_s": float(np.median([own_s for own_s, _, _ in others])),
+        "rank_others_wait_s": float(np.median([wait_s for _, _, wait_s in others])),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -219,6 +340,7 @@ def _mean(values: Sequence[float]) -> float:
 # Ranks wait for each other, so the slowest makes the step; equal gradients have equal norms.
 SCALAR_RULES: dict[str, Callable[[Sequence[float]], float]] = {
     "step_time_s": lambda values: float(np.max(values)),
+    "own_time_s": lambda values: float(np.max(values)),
     "total_norm": lambda values: values[0],
 }
 MAX_SCALARS = 200

@@ -138,6 +138,6 @@ def test_replicas_send_the_norms_of_few_steps_and_no_details(of_two: Trained) ->
     assert list(first) == list(STEPS)
     assert any("absmax" in frame.columns for frame in first.values())
     assert all("absmax" not in frame.columns for frame in second.values())
-    assert second.keys().isdisjoint({11, 12, 13})
+    assert second.keys().isdisjoint({11, 13, 14})
     for step, frame in second.items():
         np.testing.assert_allclose(frame.row("norm"), first[step].row("norm"), rtol=1e-6)

@@ -23,6 +23,7 @@ class LayerFacts:
     trainable: bool = True
     optimized: bool = True
     dtype: str = "float32"
+    sharding: str = ""
 
 
 def mlp(count: int, biases: bool = True) -> list[LayerFacts]:

@@ -268,3 +268,84 @@ def test_counts_beyond_sixteen_bits_are_kept():
 def test_nothing_cannot_be_merged():
     with pytest.raises(ValueError, match="no frame"):
         merge_frames([], [], 1)
+
+
+def compared(rank: int, probes: list[float], **rows: list[float]) -> Part:
+    """One rank's part in a comparison, of layers that it holds whole."""
+    given = {"norm": [1.0] * len(probes), "nonfinite": [0.0] * len(probes)} | rows
+    columns = (*given, "weight_drift")
+    return Part(frame(1, [*given.values(), probes], columns, rank=rank), dense(len(probes)))
+
+
+def test_ranks_that_hold_the_same_weights_are_no_distance_apart():
+    merged = together([compared(rank, [0.25, 3.0]) for rank in range(3)])
+    assert merged.row("weight_drift").tolist() == [0.0, 0.0]
+    assert merged.row("norm_spread").tolist() == [0.0, 0.0]
+    assert "rank_apart" not in merged.scalars
+
+
+def test_the_rank_that_stands_apart_is_named_when_the_others_agree():
+    parts = [compared(0, [0.25, 3.0]), compared(1, [0.75, 3.0]), compared(2, [0.25, 3.0])]
+    merged = together(parts)
+    assert merged.row("weight_drift").tolist() == [0.5, 0.0]
+    assert merged.scalars["rank_apart"] == 1
+    two = together(parts[:2])
+    assert two.row("weight_drift").tolist() == [0.5, 0.0]
+    assert "rank_apart" not in two.scalars
+    scattered = together([compared(rank, [0.25 * rank, 3.0]) for rank in range(3)])
+    assert "rank_apart" not in scattered.scalars
+
+
+def test_the_only_rank_that_moves_a_layer_is_named_and_the_only_one_that_does_not():
+    moving = together(
+        [
+            compared(0, [0.5, 3], update_ratio=[1e-3, 1e-3]),
+            compared(1, [0.25, 3], update_ratio=[0, 1e-3]),
+        ]
+    )
+    assert (moving.scalars["rank_moving"], moving.scalars["rank_still"]) == (0, 1)
+
+
+def test_a_rank_without_a_gradient_disagrees_wholly():
+    merged = together([compared(0, [1.0]), compared(1, [1.0], norm=[np.nan])])
+    assert merged.row("norm_spread").tolist() == [1.0]
+    apart = together([compared(0, [1.0], norm=[2.0]), compared(1, [1.0], norm=[1.5])])
+    assert apart.row("norm_spread").tolist() == [0.25]
+
+
+def test_shards_and_layers_of_one_name_and_other_sizes_are_not_compared():
+    parts, _, _ = job(5, 2)
+    sharded = [
+        Part(
+            msgspec.structs.replace(
+                part.frame,
+                columns=(*part.frame.columns, "weight_drift"),
+                values=memoryview(
+                    np.vstack([part.frame.matrix(), [[float(rank)] * len(SHAPES)]])
+                    .astype("<f4")
+                    .tobytes()
+                ),
+            ),
+            part.layers,
+        )
+        for rank, part in enumerate(parts)
+    ]
+    assert np.isnan(together(sharded).row("weight_drift")).all()
+    small = Part(compared(1, [2.0]).frame, [msgspec.structs.replace(dense(1)[0], shape=(8, 64))])
+    assert np.isnan(together([compared(0, [1.0]), small]).row("weight_drift")).all()
+
+
+def test_the_slowest_rank_is_told_beside_what_the_others_need_and_wait():
+    times = {0: (0.1, 0.4), 1: (0.5, 0.0), 2: (0.2, 0.3)}
+    parts = [
+        Part(
+            frame(1, [[1.0], [0.0]], rank=rank, scalars={"own_time_s": own, "wait_time_s": wait}),
+            dense(1),
+        )
+        for rank, (own, wait) in times.items()
+    ]
+    told = together(parts).scalars
+    assert (told["rank_slowest"], told["rank_slowest_s"]) == (1, 0.5)
+    assert told["rank_others_s"] == pytest.approx(0.15)
+    assert told["rank_others_wait_s"] == pytest.approx(0.35)
+    assert "rank_slowest" not in together(parts[:1]).scalars

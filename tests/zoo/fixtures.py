@@ -20,20 +20,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.distributed
 from rich.console import Console
 from rich.progress import track
+from torch.multiprocessing.spawn import spawn
 
 import gradwatch
 from gradwatch.replay import Recording, read_spool
 
 from .faulty import FAULTY
 from .healthy import HEALTHY
+from .merging import together
+from .ranks import RANKED
 from .scenario import Scenario
 
 T = TypeVar("T")
 
 FOLDER = Path(__file__).parents[2] / ".gradwatch" / "zoo"
-ZOO: dict[str, Scenario] = {scenario.name: scenario for scenario in (*FAULTY, *HEALTHY)}
+ZOO: dict[str, Scenario] = {scenario.name: scenario for scenario in (*FAULTY, *HEALTHY, *RANKED)}
 SEEDS = 5
 DETAIL_EVERY = 20  # as a job of steps this short would have
 
@@ -51,9 +55,43 @@ class Key(NamedTuple):
 def train(key: Key, folder: Path = FOLDER) -> float:
     """Train one job and keep its frames. Returns the seconds that it took."""
     started = time.perf_counter()
+    spool = Path(tempfile.mkdtemp(prefix="zoo-"))
+    ranks = ZOO[key.name].ranks
+    try:
+        with _environment(GRADWATCH_SPOOL=str(spool), GRADWATCH_URL=""), _silence():
+            if ranks == 1:
+                _train(key)
+            else:
+                with tempfile.TemporaryDirectory() as meeting:
+                    spawn(_train_rank, (key, ranks, meeting), ranks)
+        path = key.path(folder)
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ranks == 1:
+            (kept,) = spool.iterdir()
+            shutil.move(kept, path)
+        else:
+            shutil.copytree(spool, path)
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+    return time.perf_counter() - started
+
+
+def _train_rank(rank: int, key: Key, ranks: int, meeting: str) -> None:
+    """One rank's part of a job, in a process of its own."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}/store", rank=rank, world_size=ranks
+    )
+    try:
+        with _silence():
+            _train(key)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _train(key: Key) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(key.seed)
-    spool = Path(tempfile.mkdtemp(prefix="zoo-"))
     monitors: list[gradwatch.Monitor] = []
 
     def watch(model: Any, optimizer: Any, **_: object) -> gradwatch.Monitor:
@@ -62,28 +100,20 @@ def train(key: Key, folder: Path = FOLDER) -> float:
         )
         return monitors[-1]
 
-    try:
-        with _environment(GRADWATCH_SPOOL=str(spool), GRADWATCH_URL=""), _silence():
-            # Seeded by text, so that two scenarios of one seed vary apart.
-            ZOO[key.name].train(watch, random.Random(f"{key.name} {key.seed}"))
-            for monitor in monitors:
-                monitor.finish()
-        for monitor in monitors:
-            if monitor.dropped:
-                raise RuntimeError(f"{key}: frames were dropped: {dict(monitor.dropped)}")
-        path = key.path(folder)
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (kept,) = spool.iterdir()
-        shutil.move(kept, path)
-    finally:
-        shutil.rmtree(spool, ignore_errors=True)
-    return time.perf_counter() - started
+    # Seeded by text, so that two scenarios of one seed vary apart.
+    ZOO[key.name].train(watch, random.Random(f"{key.name} {key.seed}"))
+    for monitor in monitors:
+        monitor.finish()
+    for monitor in monitors:
+        if monitor.dropped:
+            raise RuntimeError(f"{key}: frames were dropped: {dict(monitor.dropped)}")
 
 
 def load(key: Key, folder: Path = FOLDER) -> Recording:
     """The frames of a job that was trained before."""
-    return read_spool(key.path(folder))
+    if ZOO[key.name].ranks == 1:
+        return read_spool(key.path(folder))
+    return together([read_spool(each) for each in sorted(key.path(folder).iterdir())])
 
 
 def in_parallel(

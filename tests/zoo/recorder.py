@@ -27,6 +27,7 @@ class RecordedLayer:
     trainable: bool
     optimized: bool = True
     dtype: str = "float32"
+    sharding: str = ""
 
 
 def role_of(module: nn.Module, name: str, parameter: Tensor) -> str:

@@ -33,6 +33,7 @@ class Scenario(NamedTuple):
     train: Train
     expected: tuple[Expected, ...] = ()
     allowed: frozenset[str] = frozenset()
+    ranks: int = 1  # of several, each trains in a process of its own
 
     @property
     def healthy(self) -> bool:

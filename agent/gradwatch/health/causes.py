@@ -44,6 +44,7 @@ FOLLOWS: dict[str, frozenset[str]] = {
     "divergence": STUCK | {"dead_units", "loss_spike"},
     "underflow": STUCK | {"dead_units", "vanishing", "never_updated", "saturation"},
     "clipping": STUCK | {"never_updated"},
+    "rank_drift": frozenset({"never_updated"}),
     "never_updated": STUCK | {"exploding", "disconnected", "saturation"},
     "disconnected": STUCK,
     "symmetric_units": STUCK | {"poor_initialisation", "vanishing", "saturation"},

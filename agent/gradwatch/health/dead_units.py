@@ -87,7 +87,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     names = (names[lead], *(name for number, name in enumerate(names) if number != lead))
     origin = int(origins[lead])
     units = sound.layers[dead.places[origin]].shape[0]
-    dead_now = round(float(now[origin]) * units)
+    dead_now = round(min(float(now[origin]), 1.0) * units)
     worst = float(now[origins].max())
     step = int(sound.steps[firsts[lead]])
     starved = int(dead.silenced.sum())

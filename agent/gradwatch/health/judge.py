@@ -24,7 +24,10 @@ from gradwatch.health import (
     oscillation,
     plateau,
     poor_initialisation,
+    rank_drift,
     saturation,
+    stalled_run,
+    straggler,
     symmetric_units,
     underflow,
     vanishing,
@@ -79,6 +82,9 @@ DETECTORS: tuple[Detector, ...] = (
     _row("clipping", clipping.Thresholds, clipping.detect),
     _row("underflow", underflow.Thresholds, underflow.detect),
     _row("amp_skips", amp_skips.Thresholds, amp_skips.detect),
+    _row("rank_drift", rank_drift.Thresholds, rank_drift.detect),
+    _row("straggler", straggler.Thresholds, straggler.detect),
+    _row("stalled_run", stalled_run.Thresholds, stalled_run.detect),
 )
 
 

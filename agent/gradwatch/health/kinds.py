@@ -284,5 +284,52 @@ KINDS: dict[str, Kind] = {
             ),
             source="PyTorch documentation, Automatic mixed precision examples",
         ),
+        Kind(
+            name="rank_drift",
+            title="Ranks drift apart",
+            meaning="Weights that should be the same on every rank are not any more.",
+            explanation=(
+                "Replicas stay equal because each applies the same gradients to the same weights. "
+                "Without that (no_sync left on, a layer that one rank's optimizer lacks, a module "
+                "that bypasses its wrapper) each rank trains a model of its own."
+            ),
+            action=(
+                "Call the wrapped module and leave no_sync at the last backward before a step; "
+                "give every rank's optimizer the same parameters; then load one checkpoint on all "
+                "ranks."
+            ),
+            source="Li et al. 2020, PyTorch Distributed, section 3.2; BigScience 2022, BLOOM "
+            "chronicles, on layer norms out of sync",
+        ),
+        Kind(
+            name="straggler",
+            title="One rank is slow",
+            meaning="All ranks wait for the same one, at every step.",
+            explanation=(
+                "A step of several ranks is as long as that of the slowest: the others wait in "
+                "the all-reduce. Their step times are equal, but not the time that each of them "
+                "needs for itself."
+            ),
+            action=(
+                "Look at that rank's data loading, its share of the data, and its machine: clock "
+                "rate, temperature, other processes, network."
+            ),
+            source="Jiang et al. 2024, MegaScale, section 5",
+        ),
+        Kind(
+            name="stalled_run",
+            title="No step any more",
+            meaning="The job has not ended, and nothing was heard of it for long.",
+            explanation=(
+                "A job that is killed (out of memory, preempted, a lost machine) cannot say so, "
+                "and one that hangs (a collective that one rank never entered, a full disk, a "
+                "stuck data loader) does not know."
+            ),
+            action=(
+                "See whether the process lives (py-spy dump shows where it stands) and what the "
+                "scheduler says of it; start it again from its last checkpoint."
+            ),
+            source="Jiang et al. 2024, MegaScale, section 4",
+        ),
     )
 }

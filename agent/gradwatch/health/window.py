@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,15 @@ class Layer(Protocol):
     def optimized(self) -> bool: ...  # held by the optimizer
     @property
     def dtype(self) -> str: ...  # as "float32"
+    @property
+    def sharding(self) -> str: ...  # how ranks share it, as torch writes placements; "" for unknown
+
+
+class Silence(NamedTuple):
+    """How long a run that has not ended has said nothing, by the clock of whoever judges it."""
+
+    seconds: float  # since its last step was heard of
+    longest_s: float  # the longest pause between two of its steps before
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Window:
     reported: scalar name -> bool[steps], whether the frame carried it; tells a NaN loss from none.
     measured: bool[steps], whether gradients were looked at; None when they always were. A frame may
     hold a loss alone, or say that its step was skipped.
+    silence: of a run that is looked at by the clock; None when by its frames alone.
     """
 
     steps: NDArray[np.int64]
@@ -53,6 +63,7 @@ class Window:
         default_factory=dict[str, "NDArray[np.bool_]"]
     )
     measured: NDArray[np.bool_] | None = None
+    silence: Silence | None = None
     _known: dict[Any, Any] = field(
         default_factory=dict[Any, Any], init=False, repr=False, compare=False
     )

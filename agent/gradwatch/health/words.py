@@ -42,3 +42,12 @@ def listed(names: tuple[str, ...]) -> str:
         return "no layer"
     others = len(names) - 1
     return names[0] + (f" and {others} more layer{'s' * (others > 1)}" if others else "")
+
+
+def duration(seconds: float) -> str:
+    """A time for a sentence, in the unit that suits it: 0.25 s, 40 s, 12 minutes, 3.5 hours."""
+    if not math.isfinite(seconds) or seconds < 120:
+        return f"{spoken(seconds)} s"
+    if seconds < 7200:
+        return f"{spoken(seconds / 60)} minutes"
+    return f"{spoken(seconds / 3600)} hours"

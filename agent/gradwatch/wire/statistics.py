@@ -17,6 +17,7 @@ class Merge(Enum):
     MAX = "largest"
     SUM = "sum"
     MEAN = "mean weighted by the number of elements"
+    SPREAD = "largest difference between ranks that hold the whole layer"
     DEVIATION = "standard deviation of all elements, from the norm and deviation of each part"
 
 
@@ -60,6 +61,21 @@ STATISTICS: tuple[Statistic, ...] = (
         "1",
         Merge.MEAN,
         "standard deviation of sampled weights / their root mean square; 0 when all are equal",
+    ),
+    Statistic(
+        "weight_drift",
+        "distance between ranks",
+        "1",
+        Merge.SPREAD,
+        "distance of sampled weights between ranks / their norm; of one rank alone, the number "
+        "that is compared",
+    ),
+    Statistic(
+        "norm_spread",
+        "disagreement of ranks",
+        "1",
+        Merge.SPREAD,
+        "difference of gradient norms between ranks that hold the whole layer / the largest",
     ),
 )
 
