@@ -52,6 +52,11 @@ def is_link(layer: Layer) -> bool:
     return layer.role == "weight" and len(layer.shape) >= 2
 
 
+def is_stray(layer: Layer) -> bool:
+    """Whether the optimizer holds it though no model does, as it holds what was replaced since."""
+    return layer.optimized and not layer.module
+
+
 def links(window: Window) -> list[int]:
     """Places in window.layers of the weight layers, the input's first."""
     return window.once(_links)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradwatch.health.chain import is_stray
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -58,11 +59,22 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             starts.append(start)
     if not silent:
         return None
+    # What was replaced or tied to another after the optimizer was built is missed by nobody.
+    stray = [not nothing and is_stray(window.layers[place]) for place in silent]
+    strays = all(stray)
+    if not strays:
+        silent = [place for place, apart in zip(silent, stray, strict=True) if not apart]
+        starts = [start for start, apart in zip(starts, stray, strict=True) if not apart]
     order = sorted(range(len(silent)), key=lambda item: (starts[item], silent[item]))
     names = tuple(window.layers[silent[item]].name for item in order)
     first = int(window.steps[starts[order[0]]])
     if nothing:
         summary = f"Not one of the {len(names)} layers that the optimizer holds gets a gradient."
+    elif strays:
+        summary = (
+            f"The optimizer holds {listed(names)} that no model has: replaced, or tied to another "
+            "layer, after it was built."
+        )
     else:
         summary = (
             f"{listed(names)} {'has' if len(names) == 1 else 'have'} had no gradient at all "
@@ -70,7 +82,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         )
     return Finding(
         kind="disconnected",
-        severity=Severity.CRITICAL if nothing else Severity.WARNING,
+        severity=_severity(nothing, strays),
         layers=names,
         first_step=first,
         last_step=int(window.steps[-1]),
@@ -80,3 +92,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             "steps without one": int(window.steps[-1]) - first + 1,
         },
     )
+
+
+def _severity(nothing: bool, strays: bool) -> Severity:
+    if strays:
+        return Severity.INFO
+    return Severity.CRITICAL if nothing else Severity.WARNING

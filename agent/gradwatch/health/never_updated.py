@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import links, relative_size, sound_part
+from gradwatch.health.chain import is_stray, links, relative_size, sound_part
 from gradwatch.health.course import movement, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median
@@ -46,28 +46,38 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         return None
     if int(sound.steps[-1] - sound.steps[0]) + 1 < settings.steps:
         return None
-    recent = norms[-max(settings.frames, len(norms) // 2) :]
-    learning = (recent > 0).mean(axis=0) >= 0.8
+    learning = _learning(norms, settings)
     trainable = np.array([layer.trainable for layer in sound.layers])
     held = np.array([layer.optimized for layer in sound.layers])
-    forgotten = learning & trainable & ~held
+    # Of two optimizers one alone may be watched: what moves has been given to the other.
+    moves = (movement(sound).layers[-settings.detail_frames :] > 0).any(axis=0)
+    forgotten = learning & trainable & ~held & ~moves
     still, since = _still(sound, norms, settings)
     still &= learning & trainable & held
     weights = links(sound)
     places = np.flatnonzero(forgotten | still)
     if not len(places):
         return None
-    # The last layer learns in any fine-tuning; a backbone may be left out of it on purpose.
+    strays = tuple(
+        layer.name
+        for place, layer in enumerate(sound.layers)
+        if is_stray(layer) and not learning[place]
+    )
+    # The last layer learns in any fine-tuning; a backbone may be left out of it on purpose. What
+    # the optimizer holds in its place says that it was replaced.
     learnt = [place for place in weights if learning[place]]
-    meant = not still.any() and bool(learnt) and not forgotten[learnt[-1]]
+    meant = not still.any() and not strays and bool(learnt) and not forgotten[learnt[-1]]
     order = sorted(places.tolist(), key=lambda place: (sound.layers[place].depth, place))
     names = tuple(sound.layers[place].name for place in order)
-    first = int(min(since[place] if still[place] else sound.steps[0] for place in order))
+    begun = sound.steps[(norms > 0).argmax(axis=0)]
+    first = int(min(since[place] if still[place] else begun[place] for place in order))
     rounded = still.any() and all(
         sound.layers[place].dtype in SHORT for place in order if still[place]
     )
     if forgotten.any():
         reason = "the optimizer does not hold them"
+        if strays:
+            reason += f", but {listed(strays)} that no model has any more"
     elif rounded:
         reason = f"each update is lost to the rounding of {sound.layers[order[0]].dtype}"
     else:
@@ -83,8 +93,18 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             "layers that never change": f"{len(names)} of {int((trainable & learning).sum())}",
             "not held by the optimizer": int(forgotten.sum()),
             "unchanged though held": int(still.sum()),
+            **({"held, but in no model": ", ".join(strays[:4])} if strays else {}),
         },
     )
+
+
+def _learning(norms: NDArray[np.float32], settings: Thresholds) -> NDArray[np.bool_]:
+    """Layers that get a gradient nearly always, since their first one. bool[layers]."""
+    recent = norms[-max(settings.frames, len(norms) // 2) :]
+    got = recent > 0
+    # A layer that came while training is asked since then.
+    there = np.maximum.accumulate(got, axis=0).sum(axis=0)
+    return (there >= settings.frames) & (got.sum(axis=0) >= 0.8 * there)
 
 
 def _still(
