@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.health.chain import sound_part
-from gradwatch.health.course import noise
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -39,13 +38,20 @@ class Thresholds:
         "sum of t by a 1/t at most, fresh batches by 0.1 and more",
     )
     share: float = threshold(0.9, "1", "part of the layers that grow so")
-    calm: float = threshold(
-        0.3,
+    growth: float = threshold(1.3, "1", "growth in the first steps where the power is not clear")
+    follows: float = threshold(
+        -0.1,
         "1",
-        "jitter / relative noise of the loss: fresh gradients are no calmer than their losses (0.4 "
-        "and more measured), sums are (0.13 for a transformer, whose sums grow as slowly as t^0.2)",
+        "autocorrelation of the changes of a layer's log(norm) from step to step: that of "
+        "independent batches is -0.5, for what one step adds the next one takes; a sum's is 0 or "
+        "more",
     )
-    growth: float = threshold(1.3, "1", "growth in the first steps that goes with such calm")
+    to_and_fro: float = threshold(
+        0.2, "1", "the same of the loss, above which it does not show that its batches differ"
+    )
+    calm: float = threshold(
+        0.12, "1", "jitter of the typical layer that goes with it; large sums swing slowly"
+    )
 
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
@@ -68,19 +74,11 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     expected = settings.first if sound.steps[rows[1]] == sound.steps[rows[0]] + 1 else 1.0
     grown = float((slopes > settings.slope / 4).mean())
     changes = np.diff(total)
-    late = changes[len(changes) // 2 :]
+    late = float(np.std(changes[len(changes) // 2 :]))
     power = settings.slope <= slope <= settings.steepest and error <= settings.error
-    # Layer by layer, for clipping leaves the total calm too.
-    by_layer = np.diff(np.log(norms), axis=0)[len(changes) // 2 :]
-    calm = float(np.median(by_layer.std(axis=0))) <= settings.calm * _loss_noise(sound, rows)
-    calm &= bool(total[-1] - total[0] >= np.log(settings.growth)) and slope <= settings.steepest
-    if not (
-        (power or calm)
-        and growth >= expected
-        and grown >= settings.share
-        and float(np.std(late)) <= settings.jitter
-        and float(changes.min()) >= -settings.jitter
-    ):
+    power &= late <= settings.jitter and float(changes.min()) >= -settings.jitter
+    smooth = slope <= settings.steepest and _smooth(np.log(norms), _losses(sound, rows), settings)
+    if not ((power or smooth) and growth >= expected and grown >= settings.share):
         return None
     step = int(sound.steps[0])
     times = float(np.exp(total[-1] - total[0]))
@@ -99,19 +97,42 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         evidence={
             "power of growth": kept(slope),
             "second / first step's norm": kept(growth),
-            "jitter of log(norm)": kept(float(np.std(late))),
+            "jitter of log(norm)": kept(late),
             "share of layers that grow so": kept(grown),
         },
     )
 
 
-def _loss_noise(sound: Window, rows: NDArray[np.intp]) -> float:
-    """Noise of the loss from batch to batch, relative to the loss; 0 where it is not known."""
+def _smooth(sizes: NDArray[np.float64], losses: NDArray[np.float64], settings: Thresholds) -> bool:
+    """Whether the layers' log(norm) grows as smoothly as a sum does, of batches that differ.
+
+    sizes: float64[rows, layers]. losses: those of the same steps. Gradients of differing batches go
+    to and fro as their losses do.
+    """
+    if len(losses) < settings.frames:
+        return False
+    half = len(sizes) // 2
+    typical = np.median(sizes - sizes[0], axis=1)
+    grows = typical[-1] >= np.log(settings.growth)
+    slows = typical[half] - typical[0] >= typical[-1] - typical[half]
+    changes = np.diff(sizes, axis=0)
+    calm = float(np.median(changes[half:].std(axis=0))) <= settings.calm
+    follows = float(np.median(_autocorrelation(changes))) >= settings.follows
+    differ = float(_autocorrelation(np.diff(losses)[:, None])[0]) <= settings.to_and_fro
+    return bool(grows and slows and calm and follows and differ)
+
+
+def _autocorrelation(changes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each column's values with the next ones, their median taken off. float64[columns]."""
+    apart = changes - np.median(changes, axis=0)
+    size = np.maximum((apart**2).sum(axis=0), 1e-300)
+    return (apart[1:] * apart[:-1]).sum(axis=0) / size
+
+
+def _losses(sound: Window, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The finite losses of some steps."""
     loss = sound.scalar("loss")[rows]
-    loss = loss[np.isfinite(loss)]
-    if len(loss) < 5:
-        return 0.0
-    return noise(loss) / max(abs(float(np.median(loss))), 1e-300)
+    return loss[np.isfinite(loss)]
 
 
 def _slopes(time: np.ndarray, values: np.ndarray) -> np.ndarray:
