@@ -127,13 +127,13 @@ def compose(
     word = "resolved" if resolved else finding.severity
     found = ": its origin" if change == "located" else ""
     title = f"[{word}] {finding.title}{found} in {run.name} ({run.project})"
-    layers = ", ".join(finding.layers[:3]) or "the loss"
+    layers = ", ".join(finding.layers[:3])
     more = f" and {len(finding.layers) - 3} more" if len(finding.layers) > 3 else ""
     lines = [
         finding.summary,
         "",
         f"Run: {run.name} ({run.id[:8]}), optimizer {finding.optimizer}",
-        f"Layer: {layers}{more}",
+        *([f"Layer: {layers}{more}"] if layers else []),
         f"Step: first {finding.first_step}, last {finding.last_step}",
         *(f"{label}: {_short(value)}" for label, value in finding.evidence.items()),
     ]

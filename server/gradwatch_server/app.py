@@ -12,6 +12,7 @@ from gradwatch import __version__
 from gradwatch_server.context import Context
 from gradwatch_server.database import migrate, open_database
 from gradwatch_server.documents import PROBLEMS, complete
+from gradwatch_server.listening import Listener
 from gradwatch_server.problems import add_handlers
 from gradwatch_server.readiness import Readiness
 from gradwatch_server.routes import ROUTERS
@@ -49,7 +50,9 @@ def create_app(
             readiness=Readiness(engine),
             writer=writer,
         )
+        listener = Listener(engine)
         yield
+        listener.close()
         await asyncio.to_thread(writer.close)
         engine.dispose()
 

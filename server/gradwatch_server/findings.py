@@ -66,12 +66,17 @@ def reconcile(
     for kind in kinds & known.keys() - _current(findings, last_step):
         row = known[kind]
         if row.state == OPEN and last_step >= row.last_step + RESOLVE_AFTER_STEPS:
-            row.state = RESOLVED
-            row.resolved_at = time.time()
-            note_change(session, row, "resolved")
-            alerts.enqueue(session, row, "resolved", channels)
+            resolve(session, row, channels)
             alerted = True
     return alerted
+
+
+def resolve(session: Session, row: FindingRow, channels: Sequence[str]) -> None:
+    """End an open finding, and tell it."""
+    row.state = RESOLVED
+    row.resolved_at = time.time()
+    note_change(session, row, "resolved")
+    alerts.enqueue(session, row, "resolved", channels)
 
 
 def _current(findings: Sequence[Finding], last_step: int) -> frozenset[str]:

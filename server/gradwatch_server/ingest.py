@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ from gradwatch_server.reports import keep as keep_report
 from gradwatch_server.storable import refusal, without_nul
 from gradwatch_server.windows import load_layout, window_of
 
+# A step this old when it comes was kept on disk: it does not say that its job still runs.
+FRESH_S = 3600.0
 # Key of a frame within its optimizer.
 Key = tuple[int, int]  # rank, step
 
@@ -335,9 +338,21 @@ class _Batch:
                 self.run.loss = finite(loss)
                 self.run.loss_nonfinite = self.run.loss is None
         optimizer.frames += len(frames)
-        times = [frame.time for frame in frames if math.isfinite(frame.time)]
-        if times:
-            self.run.last_frame_at = max(self.run.last_frame_at or 0.0, *times)
+        self._note_times(sorted(frame.time for frame in frames if math.isfinite(frame.time)))
+
+    def _note_times(self, times: Sequence[float]) -> None:
+        """What says of a run, by the clock, that it goes on. times: of its frames, ascending."""
+        if not times:
+            return
+        run, now = self.run, time.time()
+        before = times[0] if run.last_frame_at is None else run.last_frame_at
+        # What is older than the newest was kept somewhere meanwhile: it tells of no pause.
+        later = [before, *(each for each in times if each > before)]
+        pauses = (second - first for first, second in itertools.pairwise(later))
+        run.longest_pause_s = max(run.longest_pause_s, 0.0, *pauses)
+        run.last_frame_at = later[-1]
+        if now - times[-1] < FRESH_S:
+            run.heard_at = now
 
     def raise_non_finite(self, channels: Sequence[str]) -> bool:
         """Non-finite values need no history: tell of them now, not at the next judgement."""

@@ -58,7 +58,10 @@ class Run(Base):
     status: Mapped[str] = mapped_column(String(20), default="running")
     reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(Float)  # Unix seconds, as all times here
-    last_frame_at: Mapped[float | None] = mapped_column(Float)
+    last_frame_at: Mapped[float | None] = mapped_column(Float)  # by the job's clock
+    # When a step that had just been taken came in last, by the collector's clock.
+    heard_at: Mapped[float | None] = mapped_column(Float)
+    longest_pause_s: Mapped[float] = mapped_column(Float, server_default="0")  # between two frames
     dropped: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
     # Records refused because another one of the same key was stored before.
     conflicts: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -246,6 +249,16 @@ class ChannelRow(Base):
     project: Mapped[str | None] = mapped_column(String(200))  # None for all of them
     paused: Mapped[bool] = mapped_column(Boolean)
     created_at: Mapped[float] = mapped_column(Float)
+
+
+class Listening(Base):
+    """Since when collectors have listened to jobs without a gap: one row, for all of them."""
+
+    __tablename__ = "listening"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    since: Mapped[float] = mapped_column(Float)
+    until: Mapped[float] = mapped_column(Float)  # when one of them said so last
 
 
 class Lease(Base):

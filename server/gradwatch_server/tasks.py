@@ -25,7 +25,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from gradwatch_server import alerts, folding, judging, logs, redis_broker, retention
+from gradwatch_server import alerts, folding, judging, logs, redis_broker, retention, stalls
 from gradwatch_server.database import open_database
 from gradwatch_server.file_broker import POLL_S, SCHEME
 from gradwatch_server.frame_cache import FrameCache
@@ -181,8 +181,10 @@ def _write_counts(at_once: bool = False) -> None:
 
 @celery_app.task(name="gradwatch.judge")  # pyright: ignore[reportUntypedFunctionDecorator]
 def judge() -> None:
-    """Judge the runs that changed."""
-    if judging.judge_due(_engine(), _settings().channels, _rules(), _frames()):
+    """Judge the runs that changed, and those that have fallen silent."""
+    engine, channels, rules = _engine(), _settings().channels, _rules()
+    alerted = judging.judge_due(engine, channels, rules, _frames())
+    if stalls.judge_silence(engine, channels, rules) or alerted:
         deliver()
 
 

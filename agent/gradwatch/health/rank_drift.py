@@ -64,7 +64,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         severity=Severity.INFO if apart.returned else severity,
         layers=names,
         first_step=int(steps[rows[0]]),
-        last_step=int(steps[rows[-1]]),
+        last_step=int(window.steps[-1]),  # until the next comparison nothing says otherwise
         summary=(
             f"{listed(names)} should be the same on every rank and "
             f"{'differs' if len(names) == 1 else 'differ'} since step {int(steps[rows[0]]):,}, "

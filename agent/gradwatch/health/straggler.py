@@ -53,7 +53,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         return None
     late = slice(began, None)
     time_s, others_s = float(median(slow[late])), float(median(others[late]))
-    first, last = int(window.steps[rows[began]]), int(window.steps[rows[-1]])
+    first, last = int(window.steps[rows[began]]), int(window.steps[-1])
     times = spoken(time_s / others_s) if others_s > 0 else "many"
     return Finding(
         kind="straggler",
