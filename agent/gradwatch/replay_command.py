@@ -13,7 +13,7 @@ import numpy as np
 from gradwatch.client import CollectorError
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DEFAULTS, Settings, judge, settings_of
-from gradwatch.health.score import score_of
+from gradwatch.health.score import DEFINITION, layer_scores, score_of
 from gradwatch.health.thresholds import ThresholdError
 from gradwatch.notice import told
 from gradwatch.remote_runs import collector, find_run, is_id
@@ -25,6 +25,7 @@ from gradwatch.wire.codec import BatchError
 from gradwatch.wire.frame import Frame, Manifest
 
 MOMENTS = 40  # at which a run is judged as it goes on
+NAMES = 5  # of layers that do equally
 
 
 class Story(NamedTuple):
@@ -34,6 +35,7 @@ class Story(NamedTuple):
     first_step: int
     summary: str  # the last one
     open: bool  # whether it stood at the end; of a collector's, whether it is open now
+    layers: tuple[str, ...]  # the last ones that it named
 
 
 Stories = dict[tuple[str, str], Story]  # by optimizer and kind
@@ -65,6 +67,7 @@ def replay(run: str, thresholds: Path | None, url: str | None, token: str | None
     if thresholds:
         before = _judged(recorded, DEFAULTS, "Judging by the defaults")
     _show(before, after)
+    _show_layers(recorded, after)
 
 
 def _settings(path: Path) -> Settings:
@@ -108,7 +111,11 @@ def _remote(run: str, url: str | None, token: str | None) -> tuple[Recording, St
             ]
         stored = {
             (item.optimizer, item.kind): Story(
-                Severity(item.severity), item.first_step, item.summary, item.state == "open"
+                Severity(item.severity),
+                item.first_step,
+                item.summary,
+                item.state == "open",
+                tuple(item.layers),
             )
             for item in client.findings(run)
         }
@@ -163,18 +170,39 @@ def _continued(story: Story | None, finding: Finding) -> Story:
     if story is not None:
         graver = max(graver, story.severity, key=lambda severity: severity.rank)
         first = min(first, story.first_step)
-    return Story(graver, first, finding.summary, True)
+    return Story(graver, first, finding.summary, True, finding.layers)
 
 
 def _show(before: Stories | None, after: Stories) -> None:
     """The findings, or the differences when there is something to compare with."""
     _show_findings(before, after)
     was = "" if before is None else f" (was {_health(before):.0f})"
-    click.echo(f"Health at the end: {_health(after):.0f} of 100{was}.")
+    click.echo(f"Health at the end: {_health(after):.0f} of 100{was}. It is {DEFINITION}.")
 
 
 def _health(stories: Stories) -> float:
     return score_of(story.severity for story in stories.values() if story.open)
+
+
+def _show_layers(recorded: Recording, stories: Stories) -> None:
+    """The layers that are not well at the end, those that do worst first."""
+    for optimizer in recorded.optimizers:
+        names = [layer.name for layer in recorded.manifests[optimizer][-1].layers]
+        told = [
+            (story.severity, story.layers)
+            for (of, _), story in stories.items()
+            if story.open and of == optimizer
+        ]
+        by_score: dict[float, list[str]] = {}
+        for name, score in layer_scores(told, names).items():
+            by_score.setdefault(score, []).append(name)
+        well = len(by_score.pop(100.0, []))
+        if not by_score:
+            continue
+        click.echo(f"Layers of {optimizer}: {len(names) - well} of {len(names)} below 100:")
+        for score, ill in sorted(by_score.items()):
+            more = f" and {len(ill) - NAMES} more" if len(ill) > NAMES else ""
+            click.echo(f"  {score:3.0f}  {', '.join(ill[:NAMES])}{more}")
 
 
 def _show_findings(before: Stories | None, after: Stories) -> None:

@@ -25,10 +25,11 @@ def rows_height(layers: int) -> int:
     return min(max(layers * ROW_PX, MIN_ROWS_PX), MAX_ROWS_PX)
 
 
-def layer_axis(layers: Sequence[str]) -> dict[str, Any]:
+def layer_axis(layers: Sequence[str], standoff_px: int = 0) -> dict[str, Any]:
     """A y axis with one row a layer, the input's at the top, long names elided.
 
-    When not every row has room for its name, each so-many-th has.
+    When not every row has room for its name, each so-many-th has. standoff_px: between names and
+    rows.
     """
     count = len(layers)
     stride = max(math.ceil(count * LABEL_PX / rows_height(count)), 1)
@@ -45,6 +46,7 @@ def layer_axis(layers: Sequence[str]) -> dict[str, Any]:
         "tickvals": [row + beside for row in shown],
         "ticktext": [elide(layers[row], NAME_WIDTH) for row in shown],
         "ticks": "",
+        "ticklabelstandoff": standoff_px,
         "showgrid": False,
         "zeroline": False,
         "automargin": True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from gradwatch_dashboard.axes import (
     rows_height,
     steps_axis,
 )
+from gradwatch_dashboard.layer_health import EDGE_GAP_PX, EDGE_PX, edges
 from gradwatch_dashboard.marks import Mark, finding_marks, marks_height
 
 # Viridis (perceptually uniform, readable with any colour vision) from its 12 % on, so that its
@@ -157,8 +159,15 @@ def crosses(nonfinite: NDArray[np.bool_]) -> tuple[NDArray[np.intp], ...]:
     return np.nonzero(chosen)
 
 
-def heatmap_figure(heatmap: Heatmap, findings: Sequence[FindingView] = ()) -> go.Figure:
-    """Layers (input at the top) x steps; a dashed line at the first step of each finding."""
+def heatmap_figure(
+    heatmap: Heatmap,
+    findings: Sequence[FindingView] = (),
+    ill: Mapping[str, float] = MappingProxyType({}),
+) -> go.Figure:
+    """Layers (input at the top) x steps; a dashed line at the first step of each finding.
+
+    ill: health of the layers that get a coloured edge.
+    """
     cells = cells_of(heatmap)
     steps = plotly_steps(heatmap.steps)
     layers = heatmap.layers
@@ -181,13 +190,16 @@ def heatmap_figure(heatmap: Heatmap, findings: Sequence[FindingView] = ()) -> go
     _add_legend(figure, cells)
     marks = finding_marks(findings, heatmap.steps)
     _add_marks(figure, marks)
+    beside = edges(layers, ill)
+    for shape in beside:
+        figure.add_shape(shape)
     top = TOP_PX + marks_height(marks)
     figure.update_layout(
         height=rows_height(len(layers)) + BOTTOM_PX + top,
         margin={"l": 8, "r": 8, "t": top, "b": BOTTOM_PX, "pad": 0},
         plot_bgcolor=NOT_MEASURED,
         xaxis=steps_axis(heatmap.steps, cells=True),
-        yaxis=layer_axis(layers),
+        yaxis=layer_axis(layers, EDGE_PX + 2 * EDGE_GAP_PX if beside else 0),
         legend={
             "orientation": "h",
             "x": 1,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gradwatch.wire.api import Flow, Heatmap
+from gradwatch.wire.api import Flow, Heatmap, LayersView
 
 
 def some_layers(layers: Sequence[str], text: str) -> list[int]:
@@ -27,6 +27,12 @@ def heatmap_rows(heatmap: Heatmap, text: str) -> Heatmap:
         high_bytes=heatmap.high[rows].tobytes(),
         nonfinite_bytes=heatmap.nonfinite[rows].tobytes(),
     )
+
+
+def layers_rows(told: LayersView, text: str) -> LayersView:
+    """Of the layers those that `text` selects."""
+    chosen = some_layers([layer.name for layer in told.layers], text)
+    return msgspec.structs.replace(told, layers=[told.layers[row] for row in chosen])
 
 
 def flow_rows(flow: Flow, text: str) -> Flow:

@@ -85,6 +85,7 @@ class FakeCollector:
             "findings": lambda: run.findings,
             "heatmap": lambda: run.heatmap(query["statistic"], int(query["columns"])),
             "flow": run.flow,
+            "layers": run.layers_view,
             "scalars": run.scalars,
         }
         return answers[parts[4] if len(parts) > 4 else ""]()

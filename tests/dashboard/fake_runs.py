@@ -9,8 +9,19 @@ from hashlib import md5
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwatch.health.finding import Severity
 from gradwatch.health.kinds import KINDS
-from gradwatch.wire.api import FindingView, Flow, Heatmap, OptimizerView, RunView, Scalars
+from gradwatch.health.score import LAYER_DEFINITION, layer_scores
+from gradwatch.wire.api import (
+    FindingView,
+    Flow,
+    Heatmap,
+    LayersView,
+    LayerView,
+    OptimizerView,
+    RunView,
+    Scalars,
+)
 from gradwatch.wire.frame import RunInfo
 
 NAN_STEP = 310
@@ -193,6 +204,27 @@ class FakeRun:
                 "absmax": times(0.09),
                 "nonfinite": [64.0 if bad else 0.0 for bad in nonfinite[:, -1]],
             },
+        )
+
+    def layers_view(self) -> LayersView:
+        value, _ = self.norms()
+        standing = [item for item in self.findings if item.state == "open"]
+        told = [(Severity(item.severity), item.layers) for item in standing]
+        scores = layer_scores(told, self.layers)
+        waiting = self.verdict == "waiting"
+        return LayersView(
+            definition=LAYER_DEFINITION,
+            step=int(self.steps[-1]) if self.steps_n else None,
+            layers=[
+                LayerView(
+                    name=name,
+                    role="weight" if name.endswith("weight") else "bias",
+                    score=None if waiting else scores[name],
+                    findings=[item.kind for item in standing if name in item.layers],
+                    norm=float(value[place, -1]) if np.isfinite(value[place, -1]) else None,
+                )
+                for place, name in enumerate(self.layers)
+            ],
         )
 
     def scalars(self) -> Scalars:

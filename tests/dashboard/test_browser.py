@@ -132,6 +132,11 @@ def test_from_the_list_to_the_finding_in_one_click(page: Page) -> None:
     heatmap = plot(page, "heatmap")
     expect(heatmap.locator(".heatmaplayer image")).to_have_count(1)
     expect(heatmap.get_by_text("Vanishing gradients, step 12")).to_be_visible()
+    # Neighbours that are ill share one edge: the layers 0.weight, 0.bias and 1.weight.
+    expect(heatmap.locator(".shapelayer path[style*='rgb(196, 35, 26)']")).to_have_count(1)
+    page.get_by_text("Health of each layer: 3 of 10 layers below 100").click()
+    table = page.locator(".st-key-layer_health [data-testid='stDataFrame']")
+    expect(table).to_be_visible()
     expect(plot(page, "flow").locator(".bars path")).to_have_count(30)
     expect(plot(page, "scalars").locator(".scatterlayer .js-line")).to_have_count(3)
     assert f"run={run_id('sigmoid-10-layers')}" in page.url
@@ -209,12 +214,12 @@ def test_pages_recover_by_themselves_when_the_collector_comes_back(
     open_run(page, "cnn-baseline")
     plot(page, "heatmap")
     with collector.away():
-        expect(page.get_by_text("does not answer")).to_be_visible()
+        expect(page.get_by_text("does not answer").first).to_be_visible()
     expect(page.get_by_text("does not answer")).to_have_count(0)
     plot(page, "heatmap")
     with collector.away():
         page.goto(f"{dashboard}/run?run={run_id('sigmoid-10-layers')}")
-        expect(page.get_by_text("does not answer")).to_be_visible()
+        expect(page.get_by_text("does not answer").first).to_be_visible()
     expect(page.get_by_role("heading", name="sigmoid-10-layers")).to_be_visible()
 
 

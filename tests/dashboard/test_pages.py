@@ -111,6 +111,31 @@ def test_a_link_that_names_a_run_opens_it(opened: AppTest) -> None:
     assert len(opened.get("bidi_component")) == 3
 
 
+def test_the_layers_that_do_worst_stand_first_in_their_table_with_what_health_means(
+    opened: AppTest,
+) -> None:
+    opened.query_params["run"] = run_id("sigmoid-10-layers")
+    said = text(opened.run())
+    assert "A coloured edge marks what an open finding names." in said
+    assert "less 5% (info), 35% (warning), 75% (critical)" in said.replace("\\", "")
+    assert "Health of each layer: 3 of 10 layers below 100" in [
+        each.label for each in opened.expander
+    ]
+    table = opened.dataframe[0].value
+    ill = ["layers.0.weight", "layers.0.bias", "layers.1.weight"]
+    assert table["layer"].tolist()[:3] == ill
+    assert table["health"].tolist() == [25.0] * 3 + [100.0] * 7
+    assert table["findings"].tolist()[:4] == ["Vanishing gradients"] * 3 + [""]
+    opened.text_input(key="layers").set_value("bias").run()
+    assert opened.dataframe[0].value["layer"].tolist()[0] == "layers.0.bias"
+
+
+def test_a_healthy_run_has_no_coloured_edges(opened: AppTest) -> None:
+    opened.query_params["run"] = run_id("cnn-baseline")
+    assert "coloured edge" not in text(opened.run())
+    assert "Health of each layer: 10 layers at 100" in [each.label for each in opened.expander]
+
+
 def test_a_link_to_an_unknown_run_says_so(opened: AppTest) -> None:
     opened.query_params["run"] = "0" * 32
     assert "no run 00000000" in text(opened.run())

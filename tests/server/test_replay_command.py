@@ -3,7 +3,7 @@
 from click.testing import CliRunner
 from synthetic_runs import OPTIMIZER, dense, manifest, new_run, vanishing
 
-from gradwatch.replay_command import replay
+from gradwatch.replay_command import NAMES, replay
 
 LAYERS = 10
 
@@ -21,6 +21,9 @@ def test_a_run_is_named_by_the_beginning_of_its_id_and_judged_as_it_was(collecto
     assert told.exit_code == 0, told.output
     assert "vanishing, critical from step 0" in told.output
     assert "Nothing differs. Findings: 1." in told.output
+    (finding,) = collector.findings(run).values()
+    assert f"Layers of {OPTIMIZER}: {len(finding.layers)} of {LAYERS} below 100:" in told.output
+    assert f"   25  {', '.join(finding.layers[:NAMES])}" in told.output
 
 
 def test_other_thresholds_are_compared_with_the_defaults(collector, tmp_path):
