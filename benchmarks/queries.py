@@ -18,9 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from ingest import (
@@ -51,12 +50,13 @@ from gradwatch_server.ingest import introduce
 from gradwatch_server.marks import mark_stretches
 from gradwatch_server.models import GONE, WHOLE, FrameRow, ManifestRow, Optimizer, Run, Stretch
 from gradwatch_server.packing import pack_histograms
+from gradwatch_server.tiered import ENOUGH_SUMS
 
 STEPS = 1_000_000
 COLUMNS = 2000
 BAR_S = 1.0
 # As many as a range can be long that is answered from frames, and some.
-KEPT_FRAMES = COLUMNS * tiers.column_steps(1) + tiers.stretch_steps(1)
+KEPT_FRAMES = (ENOUGH_SUMS + 2) * tiers.stretch_steps(1)
 REPEATS = 5
 OPTIMIZER = "AdamW"
 RUN = "0" * 32
@@ -66,59 +66,40 @@ DETAILS = tuple(name for name in STATISTICS if name not in NORMS)
 WROTE_TOGETHER = 64
 
 
-def ask_heatmap(client: Client, _steps: int) -> object:
-    return client.heatmap(RUN, OPTIMIZER, columns=COLUMNS)
+def ask_heatmap(client: Client, **span: Unpack[StepSpan]) -> object:
+    return client.heatmap(RUN, OPTIMIZER, **span)
 
 
-def ask_course(client: Client, _steps: int) -> object:
-    return client.heatmap(RUN, OPTIMIZER, layers=NAMES[1][7], columns=COLUMNS)
+def ask_course(client: Client, **span: Unpack[StepSpan]) -> object:
+    return client.heatmap(RUN, OPTIMIZER, layers=NAMES[1][7], **span)
+
+
+def ask_scalars(client: Client, **span: Unpack[StepSpan]) -> object:
+    return client.scalars(RUN, OPTIMIZER, **span)
+
+
+def ask_histograms(client: Client, **span: Unpack[StepSpan]) -> object:
+    return client.histograms(RUN, OPTIMIZER, NAMES[1][7], **span)
+
+
+QUESTIONS: dict[str, Callable[..., object]] = {
+    "heatmap, all layers": ask_heatmap,
+    "one layer's course": ask_course,
+    "scalars": ask_scalars,
+    "one layer's histograms": ask_histograms,
+}
 
 
 def just_too_short(steps: int) -> list[int]:
-    """Lengths of ranges, of COLUMNS columns of a tier or of a half, a quarter or an eighth of them,
-    but for the stretches that their ends cut."""
+    """Lengths of ranges that no tier may have quite enough columns for: COLUMNS of them, a half, a
+    quarter or an eighth, but for the stretches that the ends cut."""
     lengths = {
         COLUMNS * tiers.column_steps(tier) // part - 2 * tiers.stretch_steps(tier)
         for tier in range(1, tiers.TOP)
         for part in (1, 2, 4, 8)
     }
-    return sorted(length for length in lengths if 0 < length <= steps)
-
-
-def ask_heatmap_of(length: int, client: Client, steps: int) -> object:
-    span: StepSpan = {"first": steps - length, "last": steps - 1, "columns": COLUMNS}
-    return client.heatmap(RUN, OPTIMIZER, **span)
-
-
-def ask_scalars_of(length: int, client: Client, steps: int) -> object:
-    span: StepSpan = {"first": steps - length, "last": steps - 1, "columns": COLUMNS}
-    return client.scalars(RUN, OPTIMIZER, **span)
-
-
-def ask_histograms_of(length: int, client: Client, steps: int) -> object:
-    span: StepSpan = {"first": steps - length, "last": steps - 1, "columns": COLUMNS}
-    return client.histograms(RUN, OPTIMIZER, NAMES[1][7], **span)
-
-
-def ask_scalars(client: Client, _steps: int) -> object:
-    return client.scalars(RUN, OPTIMIZER, columns=COLUMNS)
-
-
-def ask_histograms(client: Client, _steps: int) -> object:
-    return client.histograms(RUN, OPTIMIZER, NAMES[1][7])
-
-
-QUESTIONS: dict[str, Callable[[Client, int], object]] = {
-    "heatmap, all layers, whole run": ask_heatmap,
-    "one layer's course, whole run": ask_course,
-    "scalars, whole run": ask_scalars,
-    "one layer's histograms, whole run": ask_histograms,
-}
-OF_ANY_LENGTH: dict[str, Callable[[int, Client, int], object]] = {
-    "heatmap": ask_heatmap_of,
-    "scalars": ask_scalars_of,
-    "one layer's histograms": ask_histograms_of,
-}
+    sums = ENOUGH_SUMS * tiers.stretch_steps(1) - 2 * tiers.stretch_steps(1)
+    return sorted(length for length in lengths | {sums} if 0 < length < steps)
 
 
 class Size(NamedTuple):
@@ -130,14 +111,20 @@ class Size(NamedTuple):
     histogram_bytes_a_layer_step: float
 
 
+class Took(NamedTuple):
+    """How long one question takes: the first time, then in the median."""
+
+    cold_s: float
+    median_s: float
+    collector_cpu_s: float
+
+
 class Measured(NamedTuple):
     """One database."""
 
     database: str
     steps: int
-    cold_s: dict[str, float]
-    median_s: dict[str, float]
-    collector_cpu_s: dict[str, float]
+    took: dict[str, Took]
     sizes: list[Size]
     whole_bytes: int
 
@@ -323,56 +310,53 @@ def measure(kind: str, steps: int, folder: Path, progress: Progress) -> Measured
                 connection.exec_driver_sql("ANALYZE")  # as autovacuum does within a minute
         engine.dispose()
         lengths = just_too_short(steps)
-        asked = (len(QUESTIONS) + len(OF_ANY_LENGTH) * len(lengths)) * (REPEATS + 1)
+        asked = len(QUESTIONS) * (1 + len(lengths))
         task = progress.add_task(f"{kind}: asking", total=asked)
-        cold: dict[str, float] = {}
-        median: dict[str, float] = {}
-        processor: dict[str, float] = {}
-
-        def timed(name: str, ask: Callable[[Client, int], object]) -> None:
-            # A new process for each: it has nothing in memory, though the system's cache has.
+        took: dict[str, Took] = {}
+        for name, ask in QUESTIONS.items():
+            # A new process for each: nothing in memory, though the system's cache has it.
             with CollectorProcess(url, folder) as collector:
                 collector.wait_ready()
-                client = Client(collector.url, timeout_s=60.0)
-                took: list[float] = []
-                used = [cpu_s(collector.pid)]
-                for _ in range(REPEATS + 1):
-                    began = time.perf_counter()
-                    ask(client, steps)
-                    took.append(time.perf_counter() - began)
-                    used.append(cpu_s(collector.pid))
+                of: dict[int, Took] = {}
+                for length in (steps, *lengths):
+                    first = steps - length
+                    span: StepSpan = {"first": first, "last": steps - 1, "columns": COLUMNS}
+                    of[length] = time_of(collector, ask, span)
                     progress.advance(task)
-            cold[name], median[name] = took[0], statistics.median(took[1:])
-            processor[name] = (used[-1] - used[1]) / REPEATS
+            took[f"{name}, whole run"] = of.pop(steps)
+            slowest = max(of, key=lambda length: of[length].median_s)
+            took[f"{name}, slowest range: {slowest:,} steps"] = of[slowest]
+        return Measured(kind, steps, took, found, whole())
 
-        for name, ask in QUESTIONS.items():
-            timed(name, ask)
-        for what, ask in OF_ANY_LENGTH.items():
-            names = {length: f"{what}, slowest range: {length:,} steps" for length in lengths}
-            for length, name in names.items():
-                timed(name, partial(ask, length))
-            slowest = max(names.values(), key=lambda name: median[name])
-            for name in names.values():
-                if name != slowest:
-                    del cold[name], median[name], processor[name]
-        return Measured(kind, steps, cold, median, processor, found, whole())
+
+def time_of(collector: CollectorProcess, ask: Callable[..., object], span: StepSpan) -> Took:
+    """One question asked again and again."""
+    client = Client(collector.url, timeout_s=60.0)
+    seconds: list[float] = []
+    used = [cpu_s(collector.pid)]
+    for _ in range(REPEATS + 1):
+        began = time.perf_counter()
+        ask(client, **span)
+        seconds.append(time.perf_counter() - began)
+        used.append(cpu_s(collector.pid))
+    return Took(seconds[0], statistics.median(seconds[1:]), (used[-1] - used[1]) / REPEATS)
 
 
 def show(result: Measured) -> None:
     """The table for people."""
     print(f"{result.database}, {LAYERS} layers x {result.steps:,} steps")
     asked = f"asked at {COLUMNS} columns"
-    print(f"  {asked:48}{'first':>10}{'median':>10}{'bar':>8}{'collector':>13}")
-    for name in result.median_s:
+    print(f"  {asked:52}{'first':>10}{'median':>10}{'bar':>8}{'collector':>13}")
+    for name, took in result.took.items():
         print(
-            f"  {name:48}{result.cold_s[name]:>8.3f} s{result.median_s[name]:>8.3f} s"
-            f"{BAR_S:>6.1f} s{result.collector_cpu_s[name]:>11.2f} s"
+            f"  {name:52}{took.cold_s:>8.3f} s{took.median_s:>8.3f} s{BAR_S:>6.1f} s"
+            f"{took.collector_cpu_s:>11.2f} s"
         )
-    print(f"  {'bytes a layer-step it covers':48}{'rows':>10}{'numbers':>10}{'histograms':>12}")
+    print(f"  {'bytes a layer-step it covers':52}{'rows':>10}{'numbers':>10}{'histograms':>12}")
     for size in result.sizes:
         counts = "in them" if size.tier == 0 else f"{size.histogram_bytes_a_layer_step:.3f}"
         numbers = f"{size.bytes_a_layer_step:.3f}"
-        print(f"  tier {size.tier:<43}{size.rows:>10,}{numbers:>10}{counts:>12}")
+        print(f"  tier {size.tier:<47}{size.rows:>10,}{numbers:>10}{counts:>12}")
     print(f"  whole database: {result.whole_bytes / 1e6:,.0f} MB\n", flush=True)
 
 
@@ -403,7 +387,11 @@ def main() -> None:
             sys.exit(f"{error}, or ask for --database sqlite alone")
     if given.json:
         found = [
-            result._asdict() | {"sizes": [size._asdict() for size in result.sizes]}
+            result._asdict()
+            | {
+                "took": {name: took._asdict() for name, took in result.took.items()},
+                "sizes": [size._asdict() for size in result.sizes],
+            }
             for result in measured
         ]
         print(json.dumps({"queries": found}))

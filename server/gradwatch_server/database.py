@@ -35,8 +35,8 @@ def open_database(url: str) -> Engine:
         # A plan that was made for an empty table and kept would read all of a large one.
         arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": None}
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments)
-        if parsed.drivername == "postgresql+psycopg":
-            event.listen(engine, "connect", _prepare_psycopg)
+        if engine.dialect.driver == "psycopg":
+            event.listen(engine, "before_cursor_execute", _ask_for_binary)
         return engine
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,8 @@ def insert_new(session: Session, model: type[Any]) -> Any:
 @contextmanager
 def writing(engine: Engine) -> Generator[Session]:
     """A transaction that writes, committed at the end of the block."""
-    with Session(engine.execution_options(writes=True)) as session, session.begin():
+    options = engine.execution_options(writes=True, binary=True)
+    with Session(options) as session, session.begin():
         yield session
 
 
@@ -91,7 +92,7 @@ def reading(engine: Engine) -> Generator[Session]:
     """A transaction that sees one state of the database, however many queries it makes."""
     if engine.dialect.name == "postgresql":
         # SQLite's readers see one state by themselves.
-        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        engine = engine.execution_options(isolation_level="REPEATABLE READ", binary=True)
     with Session(engine) as session:
         yield session
 
@@ -101,12 +102,12 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _prepare_psycopg(connection: Any, _record: Any) -> None:
-    # Bodies of rows sent as text are twice as long, and take four times as long to read.
-    from gradwatch_server.binary_cursors import BinaryCursor, BinaryServerCursor
-
-    connection.cursor_factory = BinaryCursor
-    connection.server_cursor_factory = BinaryServerCursor
+def _ask_for_binary(
+    _connection: Any, cursor: Any, _statement: str, _values: Any, context: Any, _many: bool
+) -> None:
+    # Bodies of rows sent as text are twice as long, and take four times as long to read. Not for
+    # all statements: SQLAlchemy reads the catalogue as text.
+    cursor.format = int(context.execution_options.get("binary", False))  # pq.Format
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
