@@ -19,21 +19,33 @@ from gradwatch_dashboard.marks import finding_marks
 PANEL_PX, GAP_PX, TOP_PX, BOTTOM_PX = 140, 44, 30, 44
 MAX_PANELS = 6
 MAX_CURVES = 4  # of one panel
+RATES = ("lr", "learning_rate")
+TIMES = ("step_time_s", "rank_slowest_s", "rank_others_s", "rank_others_wait_s")
 LOG_SPAN = 50.0  # a panel whose largest value is this many times its smallest has a log axis
 CURVES = ("#3182bd", "#e6a100", "#7b4fb5", "#2a9d73")
 
 
 def panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Title and names of each panel: losses first, then norms together, then each other scalar."""
-    losses: list[str] = []
-    norms: list[str] = []
-    others: list[str] = []
+    """Title and names of each panel: losses and norms together, then each other scalar; last the
+    times of a step, together, and what ranks are compared by."""
+    found: dict[tuple[int, str], list[str]] = {}
     for name in sorted(names):
-        group = losses if "loss" in name else norms if "norm" in name else others
-        group.append(name)
-    others.sort(key=lambda name: (name not in ("lr", "learning_rate"), name))
-    found = [("loss", losses), ("gradient norm", norms), *((name, [name]) for name in others)]
-    return [(title, held[:MAX_CURVES]) for title, held in found if held][:MAX_PANELS]
+        found.setdefault(_panel(name), []).append(name)
+    ordered = [(title, held[:MAX_CURVES]) for (_, title), held in sorted(found.items())]
+    return ordered[:MAX_PANELS]
+
+
+def _panel(name: str) -> tuple[int, str]:
+    """Place and title of the panel that shows a scalar."""
+    if "loss" in name:
+        return 0, "loss"
+    if "norm" in name:
+        return 1, "gradient norm"
+    if name in RATES:
+        return 2, name
+    if name in TIMES:
+        return 4, "seconds a step"
+    return (5 if name.startswith("rank_") else 3), name
 
 
 def scalars_figure(scalars: Scalars, findings: Sequence[FindingView] = ()) -> go.Figure:

@@ -297,7 +297,8 @@ def _merge_scalars(parts: Sequence[Part], table: _Table, norms: Floats | None) -
     told: dict[str, list[float]] = {}
     for part in parts:
         for name, value in part.frame.scalars.items():
-            told.setdefault(name, []).append(value)
+            if name not in OWN_TIMES:
+                told.setdefault(name, []).append(value)
     merged = {name: SCALAR_RULES.get(name, _mean)(values) for name, values in told.items()}
     if "total_norm" in merged and norms is not None and not table.alike:
         merged["total_norm"] = float(np.sqrt(np.nansum(norms**2)))
@@ -340,7 +341,8 @@ def _mean(values: Sequence[float]) -> float:
 # Ranks wait for each other, so the slowest makes the step; equal gradients have equal norms.
 SCALAR_RULES: dict[str, Callable[[Sequence[float]], float]] = {
     "step_time_s": lambda values: float(np.max(values)),
-    "own_time_s": lambda values: float(np.max(values)),
     "total_norm": lambda values: values[0],
 }
+# What each rank says of itself for _slowest to compare, which no rule would put together.
+OWN_TIMES = frozenset({"own_time_s", "wait_time_s"})
 MAX_SCALARS = 200

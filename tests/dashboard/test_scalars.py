@@ -16,6 +16,15 @@ def test_panels_are_losses_then_norms_then_the_learning_rate_then_others() -> No
     ]
 
 
+def test_what_ranks_are_compared_by_comes_after_what_the_script_logs() -> None:
+    names = ["rank_disagreement", "rank_others_s", "rank_slowest_s", "step_time_s", "val_accuracy"]
+    assert panels(names) == [
+        ("val_accuracy", ["val_accuracy"]),
+        ("seconds a step", ["rank_others_s", "rank_slowest_s", "step_time_s"]),
+        ("rank_disagreement", ["rank_disagreement"]),
+    ]
+
+
 def test_a_curve_leaves_out_steps_without_a_value() -> None:
     loss = np.linspace(2, 1, 100)
     loss[10:20] = np.nan
