@@ -34,7 +34,7 @@ DETAIL_COLUMNS = (
     "weight_spread",
 )
 # What ranks are compared by; measured in jobs of several.
-COMPARED = "weight_drift"
+COMPARED = "weight_probe"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -24,7 +24,7 @@ MERGED = -1
 
 # The statistic that ranks are compared by, and from where on its values differ: see
 # gradwatch.reading.weight_probe, which rounds at 1e-6.
-COMPARED = "weight_drift"
+COMPARED = "weight_probe"
 REPLICATED = "Replicate()"  # in a layer's sharding
 DIFFERENT = 1e-5
 # Relative difference of gradient norms below which ranks have the same gradient.
@@ -73,9 +73,13 @@ def merge_frames(parts: Sequence[Part], layers: Sequence[LayerInfo], manifest: i
         raise ValueError("there is no frame to merge")
     parts = sorted(parts, key=lambda part: part.frame.rank)
     table = _Table(parts, layers)
-    rows = {name: table.merged(name) for name in BY_NAME if table.measured(name)}
+    rows = {
+        name: table.merged(name)
+        for name, statistic in BY_NAME.items()
+        if table.measured(name) and statistic.merge is not Merge.COMPARE
+    }
     if table.measured(COMPARED):
-        rows["norm_spread"] = table.norm_spread()
+        rows["weight_drift"], rows["norm_spread"] = table.weight_drift(), table.norm_spread()
     columns = tuple(name for name in BY_NAME if name in rows)
     first = parts[0].frame
     with np.errstate(over="ignore"):
@@ -137,8 +141,6 @@ class _Table:
 
     def merged(self, name: str) -> Floats:
         """One statistic of the whole model. float64[layers]."""
-        if BY_NAME[name].merge is Merge.SPREAD:
-            return self.apart(name)
         values = self._spread(name)
         measured = ~np.isnan(values) | (self._broken & (self._held > 0))
         spoken = values[np.argmax(measured, axis=0), np.arange(self._size)]
@@ -190,10 +192,10 @@ class _Table:
         several = (np.isfinite(norms).sum(axis=0) > 1) & (high > 0)
         return float(np.max((high - low)[several] / high[several])) if several.any() else None
 
-    def apart(self, name: str) -> Floats:
-        """Largest difference of a statistic between ranks that hold a layer whole; NaN without
-        two of them. float64[layers]."""
-        values = self._of_replicas(name)
+    def weight_drift(self) -> Floats:
+        """Largest distance between ranks that hold a layer whole; NaN without two of them.
+        float64[layers]."""
+        values = self._of_replicas(COMPARED)
         return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
     def norm_spread(self) -> Floats:
@@ -221,7 +223,7 @@ class _Table:
         if not self.measured(COMPARED):
             return {}
         probes, moved = self._of_replicas(COMPARED), self._of_replicas("update_ratio")
-        differ = self.apart(COMPARED) > DIFFERENT
+        differ = self.weight_drift() > DIFFERENT
         alike = self.norm_spread()
         # What merely shares its name with a layer of another rank must not outvote the replicas.
         for likely in (np.array(self._declared), (alike < SIMILAR) | (alike >= 1), True):

@@ -273,7 +273,7 @@ def test_nothing_cannot_be_merged():
 def compared(rank: int, probes: list[float], **rows: list[float]) -> Part:
     """One rank's part in a comparison, of layers that it holds whole."""
     given = {"norm": [1.0] * len(probes), "nonfinite": [0.0] * len(probes)} | rows
-    columns = (*given, "weight_drift")
+    columns = (*given, "weight_probe")
     return Part(frame(1, [*given.values(), probes], columns, rank=rank), dense(len(probes)))
 
 
@@ -281,6 +281,7 @@ def test_ranks_that_hold_the_same_weights_are_no_distance_apart():
     merged = together([compared(rank, [0.25, 3.0]) for rank in range(3)])
     assert merged.row("weight_drift").tolist() == [0.0, 0.0]
     assert merged.row("norm_spread").tolist() == [0.0, 0.0]
+    assert "weight_probe" not in merged.columns
     assert "rank_apart" not in merged.scalars
 
 
@@ -319,7 +320,7 @@ def test_shards_and_layers_of_one_name_and_other_sizes_are_not_compared():
         Part(
             msgspec.structs.replace(
                 part.frame,
-                columns=(*part.frame.columns, "weight_drift"),
+                columns=(*part.frame.columns, "weight_probe"),
                 values=memoryview(
                     np.vstack([part.frame.matrix(), [[float(rank)] * len(SHAPES)]])
                     .astype("<f4")

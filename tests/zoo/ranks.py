@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from random import Random
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ from .training import Block, Data, digit_data, he, mlp
 STEPS = 130
 STRAGGLER_STEPS = 60
 DRIFT_WITHIN = 20
+USUAL_STEPS = 8
 SLEEP_S = 0.004  # the least that a rank lags: what a busy machine does to short steps is not it
 
 
@@ -271,37 +273,31 @@ class SplitByHand(nn.Module):
 def one_rank_sleeps(watch: Watch, chance: Random) -> None:
     """Before each batch one rank sleeps five times a usual step."""
     model, optimizer = ddp(chance)
-    slow = chance.randrange(dist.get_world_size())
-    lag = Lag(slow)
-    fit(watch, model, optimizer, STRAGGLER_STEPS, batches(), before=lag, after_backward=lag.usual)
+    slow = Lag(chance.randrange(dist.get_world_size()))
+    fit(watch, model, optimizer, STRAGGLER_STEPS, batches(), before=slow)
 
 
-def one_rank_sleeps_after_backward(watch: Watch, chance: Random) -> None:
+def one_rank_sleeps_before_its_step(watch: Watch, chance: Random) -> None:
     """The same between the backward pass and the step, as clipping or logging would."""
     model, optimizer = ddp(chance)
-    lag = Lag(chance.randrange(dist.get_world_size()))
-    fit(watch, model, optimizer, STRAGGLER_STEPS, batches(), after_backward=lag)
+    slow = Lag(chance.randrange(dist.get_world_size()))
+    fit(watch, model, optimizer, STRAGGLER_STEPS, batches(), after_backward=slow)
 
 
 class Lag:
-    """Sleeps on one rank, five times as long as its first steps took."""
+    """Sleeps on one rank, at each step but the first ones, five times as long as those took."""
 
     def __init__(self, rank: int) -> None:
         self._mine = dist.get_rank() == rank
         self._times: list[float] = []
-        self._began = 0.0
+        self._called_at = 0.0
 
     def __call__(self, step: int) -> None:
-        if step <= 3:
-            self._began = time.perf_counter()
-        elif self._mine:
-            usual = sorted(self._times)[len(self._times) // 2] if self._times else 0.0
-            time.sleep(max(5 * usual, SLEEP_S))
-
-    def usual(self, step: int) -> None:
-        """The step's own work is done."""
-        if step <= 3:
-            self._times.append(time.perf_counter() - self._began)
+        if 1 < step <= USUAL_STEPS:
+            self._times.append(time.perf_counter() - self._called_at)
+        elif self._mine and step > USUAL_STEPS:
+            time.sleep(max(5 * median(self._times), SLEEP_S))
+        self._called_at = time.perf_counter()
 
 
 # --- healthy, though a naive rule would cry ---
@@ -450,7 +446,7 @@ RANKED: tuple[Scenario, ...] = (
     drift("F42 norms, split by hand", norms_split_by_hand, 2),
     lag("F31 one of two sleeps", one_rank_sleeps, 2),
     lag("F31 one of three sleeps", one_rank_sleeps, 3),
-    lag("F31 sleeps before the step", one_rank_sleeps_after_backward, 2),
+    lag("F31 sleeps before the step", one_rank_sleeps_before_its_step, 2),
     Scenario("H30 DDP", healthy_ddp, ranks=3),
     Scenario("H30 uneven data", uneven_data, ranks=2),
     Scenario("H31 pauses of rank 0", pauses, ranks=2),

@@ -17,7 +17,7 @@ class Merge(Enum):
     MAX = "largest"
     SUM = "sum"
     MEAN = "mean weighted by the number of elements"
-    SPREAD = "largest difference between ranks that hold the whole layer"
+    COMPARE = "not at all: the ranks' values are compared, and their distance is a statistic"
     DEVIATION = "standard deviation of all elements, from the norm and deviation of each part"
 
 
@@ -63,19 +63,27 @@ STATISTICS: tuple[Statistic, ...] = (
         "standard deviation of sampled weights / their root mean square; 0 when all are equal",
     ),
     Statistic(
+        "weight_probe",
+        "weights as compared",
+        "",
+        Merge.COMPARE,
+        "of one rank: a number of its sampled weights that replicas share",
+    ),
+    Statistic(
         "weight_drift",
         "distance between ranks",
         "1",
-        Merge.SPREAD,
-        "distance of sampled weights between ranks / their norm; of one rank alone, the number "
-        "that is compared",
+        Merge.MAX,
+        "of all ranks: largest distance of sampled weights between two that hold the whole layer / "
+        "their norm",
     ),
     Statistic(
         "norm_spread",
         "disagreement of ranks",
         "1",
-        Merge.SPREAD,
-        "difference of gradient norms between ranks that hold the whole layer / the largest",
+        Merge.MAX,
+        "of all ranks: difference of gradient norms between those that hold the whole layer / the "
+        "largest",
     ),
 )
 
