@@ -57,18 +57,16 @@ def tells(frame: Frame) -> bool:
 def window_of(layout: Layout, frames: Iterable[Frame]) -> Window:
     """Frames in ascending order of step, as the arrays that detectors take."""
     listed = list(frames)
-    names = sorted({name for frame in listed for name in frame.scalars})
+    scalars = [frame.scalars for frame in listed]
+    names = sorted({name for names in {tuple(each) for each in scalars} for name in names})
     missing = float("nan")
     return Window(
         steps=np.array([frame.step for frame in listed], dtype=np.int64),
         layers=layout.layers,
         statistics=_tables(layout, listed, tuple(BY_NAME)),
-        scalars={
-            name: np.array([frame.scalars.get(name, missing) for frame in listed]) for name in names
-        },
+        scalars={name: np.array([each.get(name, missing) for each in scalars]) for name in names},
         reported={
-            name: np.array([name in frame.scalars for frame in listed], dtype=np.bool_)
-            for name in names
+            name: np.array([name in each for each in scalars], dtype=np.bool_) for name in names
         },
         measured=np.array([bool(frame.columns) for frame in listed], dtype=np.bool_),
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from gradwatch.health.judge import DEFAULTS, judge
+from gradwatch.health.judge import judge
 from gradwatch_server.database import reading, writing
 from gradwatch_server.findings import reconcile
 from gradwatch_server.frame_cache import FrameCache
@@ -62,13 +62,12 @@ def judge_run(
     cache: FrameCache | None = None,
 ) -> bool:
     """Judge one run, unless another worker is at it. Safe to repeat at any time."""
-    changed = _claim(engine, run_id)
-    if changed is None:
+    claimed = _claim(engine, run_id)
+    if claimed is None:
         return False
     alerted = False
+    settings = rules.settings(claimed.project, claimed.key)
     with reading(engine) as session:
-        run = session.get(Run, run_id)
-        settings = rules.settings(run.project, run.key) if run is not None else DEFAULTS
         optimizers = session.scalars(select(Optimizer).where(Optimizer.run_id == run_id)).all()
         windows = [
             (optimizer.name, load_window(session, optimizer, cache)) for optimizer in optimizers
@@ -84,21 +83,28 @@ def judge_run(
         for name, window, findings in judged:
             last_step = int(window.steps[-1])
             alerted |= reconcile(session, run, name, findings, last_step, channels)
-        run.judged = changed
+        run.judged = claimed.changed
         # Free from now on, and behind the runs that were judged before it.
         run.leased_until = time.time()
     return alerted
 
 
-def _claim(engine: Engine, run_id: int) -> int | None:
-    """Take a run for this worker; the state of it that is to be judged, or None."""
+class _Claimed(NamedTuple):
+    """A run that is this worker's."""
+
+    changed: int  # the state of it that is to be judged
+    project: str
+    key: str
+
+
+def _claim(engine: Engine, run_id: int) -> _Claimed | None:
+    """Take a run for this worker; None when another one has it."""
     now = time.time()
-    with writing(engine) as session:
-        taken: Any = session.execute(
+    with engine.execution_options(writes=True).begin() as connection:
+        taken = connection.execute(
             update(Run)
             .where(Run.id == run_id, Run.leased_until < now)
             .values(leased_until=now + LEASE_S)
-        )
-        if not taken.rowcount:
-            return None
-        return session.scalar(select(Run.changed).where(Run.id == run_id))
+            .returning(Run.changed, Run.project, Run.key)
+        ).first()
+    return None if taken is None else _Claimed(*taken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from gradwatch.health.window import Window
@@ -33,31 +33,40 @@ def load_layout(session: Session, optimizer: Optimizer, rank: int | None = None)
     return Layout([read_manifest(body) for body in rows])
 
 
+# Made once: to put a query together costs as much as to run it.
+_FRAMES = FrameRow.__table__.c
+_MEASURED = select(_FRAMES.step, _FRAMES.digest).where(
+    _FRAMES.optimizer_id == bindparam("optimizer"),
+    _FRAMES.rank == bindparam("speaker"),
+    _FRAMES.holds >= NORMS,
+)
+_PARTS = (
+    _MEASURED.order_by(_FRAMES.step).limit(BEGINNING_FRAMES),
+    _MEASURED.order_by(_FRAMES.step.desc()).limit(WINDOW_FRAMES - BEGINNING_FRAMES),
+)
+_BODIES = _MEASURED.add_columns(_FRAMES.body).where(
+    _FRAMES.step.in_(bindparam("steps", expanding=True)),
+    # By the range too: see ingest._Batch._stored_digests.
+    _FRAMES.step.between(bindparam("first"), bindparam("last")),
+)
+
+
 def load_window(session: Session, optimizer: Optimizer, cache: FrameCache | None = None) -> Window:
     """The first and the last measured frames of an optimizer, oldest first.
 
     cache: what was read before; nothing of it is read again, and it takes in what is new.
     """
-    key = (FrameRow.step, FrameRow.digest)
-    measured = (
-        FrameRow.optimizer_id == optimizer.id,
-        FrameRow.rank == optimizer.speaker,
-        FrameRow.holds >= NORMS,
-    )
-    keys = select(*key).where(*measured)
-    first = keys.order_by(FrameRow.step).limit(BEGINNING_FRAMES)
-    last = keys.order_by(FrameRow.step.desc()).limit(WINDOW_FRAMES - BEGINNING_FRAMES)
+    connection = session.connection()
+    own = {"optimizer": optimizer.id, "speaker": optimizer.speaker}
     known = cache.frames(optimizer.id) if cache is not None else {}
     found: dict[Key, Frame] = {}
-    for part in (first, last):
-        stored = [(step, digest) for step, digest in session.execute(part)]
+    for part in _PARTS:
+        stored: list[Key] = [tuple(row) for row in connection.execute(part, own).all()]
         found |= {each: known[each] for each in stored if each in known}
         new = [step for step, digest in stored if (step, digest) not in found]
         if new:
-            # By the range too: see ingest._Batch._stored_digests.
-            chosen = (FrameRow.step.in_(new), FrameRow.step.between(min(new), max(new)))
-            rows = select(*key, FrameRow.body).where(*measured, *chosen)
-            for step, digest, body in session.execute(rows):
+            chosen = own | {"steps": new, "first": min(new), "last": max(new)}
+            for step, digest, body in connection.execute(_BODIES, chosen):
                 frame = unpack_frame(body, optimizer.name, optimizer.speaker, step)
                 found[step, digest] = slim(frame)
     if cache is not None:

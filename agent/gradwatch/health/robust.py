@@ -15,12 +15,21 @@ def median(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     if len(values) == 0:
         return np.full(values.shape[1:], np.nan)
-    ordered = np.sort(values.astype(np.float64), axis=0)  # NaN sorts last
-    count = np.count_nonzero(~np.isnan(values), axis=0)
-    low = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, axis=0)[0]
-    high = np.take_along_axis(ordered, np.minimum(count // 2, len(values) - 1)[None], axis=0)[0]
+    # In its own type, which orders as float64 does in half the time; NaN sorts last.
+    ordered = np.sort(values.reshape(len(values), -1), axis=0)
+    missing = np.isnan(ordered)
+    if not missing[-1].any():
+        low, high = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
+        with np.errstate(invalid="ignore", over="ignore"):
+            middle = (low.astype(np.float64) + high) / 2
+        return middle.reshape(values.shape[1:])
+    count = len(values) - missing.sum(axis=0)
+    place = np.arange(ordered.shape[1])
+    low = ordered[np.maximum(count - 1, 0) // 2, place].astype(np.float64)
+    high = ordered[np.minimum(count // 2, len(values) - 1), place]
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.where(count > 0, (low + high) / 2, np.nan)
+        # Where nothing is known, both are NaN.
+        return ((low + high) / 2).reshape(values.shape[1:])
 
 
 def largest(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -79,7 +79,9 @@ class Window:
         return cast(T, self._known[key])
 
     def only(self, keep: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Window:
-        """Some of the steps."""
+        """Some of the steps; itself for all of them."""
+        if isinstance(keep, np.ndarray) and keep.dtype == np.bool_ and keep.all():
+            return self
         return Window(
             steps=self.steps[keep],
             layers=self.layers,
