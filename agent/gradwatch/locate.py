@@ -10,13 +10,13 @@ a second time with them, beside the real one.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from gradwatch.compiled import was_compiled
 from gradwatch.provenance import origin_of
 from gradwatch.shadows import has_storage, storage_key
 from gradwatch.suspects import broken_data
@@ -182,13 +182,7 @@ def gradient_storages(parameters: Sequence[Tensor]) -> list[int]:
 
 def _obstacle(modules: Iterable[nn.Module]) -> str:
     """Why a step cannot be traced; "" when it can."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    counters = getattr(dynamo, "counters", {})
-    if any(counters.get(name) for name in ("frames", "stats")) or any(
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for module in modules
-    ):
+    if was_compiled(modules):
         return (
             "what torch.compile made is not traced: run it with TORCH_COMPILE_DISABLE=1 to have "
             "the operation named"

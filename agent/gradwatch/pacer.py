@@ -26,15 +26,24 @@ class Pacer:
 
     def due(self, step: int, elapsed_s: float) -> bool:
         """Whether to take a frame at `step`, `elapsed_s` seconds after the step before."""
-        if self._share:
-            self._credit_s = min(
-                self._credit_s + self._share * elapsed_s, MAX_CREDIT_FRAMES * self._cost_s
-            )
+        self._credit_s = self._credit_after(elapsed_s)
+        return self._affords(step, self._credit_s)
+
+    def expects(self, step: int, elapsed_s: float) -> bool:
+        """Whether `due` will say yes to `step`, the next one, should it take so many seconds."""
+        return self._affords(step, self._credit_after(elapsed_s))
+
+    def _credit_after(self, elapsed_s: float) -> float:
+        if not self._share:
+            return self._credit_s
+        return min(self._credit_s + self._share * elapsed_s, MAX_CREDIT_FRAMES * self._cost_s)
+
+    def _affords(self, step: int, credit_s: float) -> bool:
         if step <= WARM_UP_STEPS:
             return True
         if self._last and step - self._last < self._every:
             return False
-        return not self._share or self._credit_s >= self._cost_s
+        return not self._share or credit_s >= self._cost_s
 
     def took(self, step: int, cost_s: float) -> None:
         """A frame was taken at `step` and cost the training thread this long."""

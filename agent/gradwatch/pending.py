@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gradwatch.activations import Outputs
 from gradwatch.reading import NoGradient, Reading
 from gradwatch.wire.codec import compress
 from gradwatch.wire.frame import Frame
@@ -17,6 +18,7 @@ class PendingFrame:
     """A step's frame while the training loop may still log a loss to it.
 
     overflow: says whether a loss scaler skips this step, by more than 0; None without a scaler.
+    outputs: what was sampled of the activations, for a frame that reads gradients.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class PendingFrame:
         reading: Reading | NoGradient | None,
         lr: float,
         overflow: Callable[[], float] | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.step = step
@@ -38,6 +41,7 @@ class PendingFrame:
         self._manifest = manifest
         self._reading = reading
         self._overflow = overflow
+        self._outputs = outputs
         self._measured: dict[str, Callable[[], float]] = {}
         if not math.isnan(lr):
             self.measured("lr", lambda: lr)
@@ -76,6 +80,9 @@ class PendingFrame:
         elif self._reading is not None:
             found = self._reading.resolve()
             columns, values = found.columns, found.values.astype("<f4").tobytes()
+            if self._outputs is not None:
+                columns = (*columns, "saturated_fraction")
+                values += self._outputs.saturated().astype("<f4").tobytes()
             norms = found.values[columns.index("norm")].astype(np.float64)
             counts = found.values[columns.index("nonfinite")]
             scalars["total_norm"] = float(np.sqrt(np.nansum(norms**2)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from gradwatch.activations import ActivationTaps, Outputs
 from gradwatch.clipping import Clipped
 from gradwatch.flight import FlightRecorder
 from gradwatch.layers import (
@@ -84,6 +85,7 @@ class OptimizerWatch:
         self._broken = False
         self._scaler: GradScaler | None = None  # within its step, until ours is reached
         self._started_at = 0.0
+        self._elapsed_s = 0.0
         given = models or ()
         self._order: ExecutionOrder | None = ExecutionOrder(
             layer.parameter for layer in named_layers(given)
@@ -98,6 +100,7 @@ class OptimizerWatch:
         self.locator = Locator(name, job.rank, settings.locate_nan, self._modules)
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
+        self._taps = ActivationTaps()
         self._world_size = job.run.world_size
         # Between ranks there is nothing to compare where every layer is in shards.
         self._comparable = self._world_size > 1
@@ -140,6 +143,7 @@ class OptimizerWatch:
         """The optimizer is gone or finished with: keep none of its tensors alive."""
         self._layers, self._parameters, self._signature = [], [], None
         self._sentinel = None
+        self._taps.forget()
         self._meter = Meter(())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -169,17 +173,19 @@ class OptimizerWatch:
         """No fault of the agent's own reaches the training loop."""
         scaler, self._scaler = self._scaler, None
         try:
-            trace = self.locator.end()
+            trace, outputs = self.locator.end(), self._taps.close()
             if self._job.alive and self._faults < MAX_FAULTS:
-                self._observe(optimizer, trace, scaler, skipped)
+                self._observe(optimizer, trace, outputs, scaler, skipped)
         except Exception as error:
             self._failed("record", error)
 
     def _trace_next(self) -> None:
-        """Between two steps, when a NaN is to be located."""
+        """Between two steps: when a NaN is to be located, and for a detail frame to come."""
         try:
             if self._job.alive and self._faults < MAX_FAULTS:
                 self.locator.begin()
+                if self._detail_pacer.expects(self.step + 1, self._elapsed_s) and not self._replica:
+                    self._taps.open(self._layers, self._modules)
         except Exception as error:
             self._failed("trace", error)
 
@@ -192,16 +198,17 @@ class OptimizerWatch:
         self,
         optimizer: torch.optim.Optimizer,
         trace: Trace | None,
+        outputs: Outputs | None,
         scaler: GradScaler | None,
         skipped: bool,
     ) -> None:
         started = time.perf_counter()
         elapsed_s = started - self._started_at if self._started_at else 0.0
-        self._started_at = started
+        self._started_at, self._elapsed_s = started, elapsed_s
         self.step += 1
         clipped, self._job.clipped = self._job.clipped, None
         detail_s, other_s = self._job.uncharged_cost_s()
-        self._detail_pacer.charge(detail_s)
+        self._detail_pacer.charge(detail_s + self._taps.spent_s())
         self._norm_pacer.charge(other_s)
         overflow, skipped = _overflow(optimizer, skipped)
         # Both buckets fill at every step, so both are asked.
@@ -227,6 +234,7 @@ class OptimizerWatch:
             reading,
             _learning_rate(optimizer),
             overflow,
+            outputs if detail_due and outputs and outputs.layers is self._layers else None,
         )
         if elapsed_s:
             frame.measured("step_time_s", lambda: elapsed_s)

@@ -77,6 +77,21 @@ def convolutional() -> nn.Module:
     )
 
 
+def saturating() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6)),
+        nn.Conv1d(1, 4, 3),
+        nn.BatchNorm1d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, 8),
+        nn.Dropout(0.3),
+        nn.Hardtanh(inplace=True),
+        nn.Linear(8, 3),
+        nn.Sigmoid(),
+    )
+
+
 def recurrent() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 6)), Sequence())
 
@@ -118,7 +133,7 @@ def train(make: Callable[[], nn.Module], watched: bool, steps: int = 100) -> lis
     return seen + [tensor.numpy().tobytes() for tensor in state]
 
 
-@pytest.mark.parametrize("make", [mlp, convolutional, recurrent, transformer])
+@pytest.mark.parametrize("make", [mlp, convolutional, saturating, recurrent, transformer])
 def test_training_is_the_same_to_the_bit_with_and_without_the_agent(
     make: Callable[[], nn.Module], kept: Kept
 ) -> None:

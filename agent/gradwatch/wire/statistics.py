@@ -63,6 +63,13 @@ STATISTICS: tuple[Statistic, ...] = (
         "standard deviation of sampled weights / their root mean square; 0 when all are equal",
     ),
     Statistic(
+        "saturated_fraction",
+        "saturated outputs",
+        "1",
+        Merge.MEAN,
+        "share of sampled outputs at its flat ends, of the activation that the weight feeds",
+    ),
+    Statistic(
         "weight_probe",
         "weights as compared",
         "",
