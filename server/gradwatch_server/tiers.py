@@ -145,6 +145,8 @@ def append(folds: Sequence[Fold]) -> Fold:
 
 def placed(fold: Fold, places: Ints) -> Fold:
     """The same columns with other layers. places: of each new layer among the old, -1 for none."""
+    if np.array_equal(places, np.arange(fold.low.shape[1])):
+        return fold  # the common case, and copies would take as long as unpacking
     return Fold(
         spread(fold.low, places, np.nan),
         spread(fold.high, places, np.nan),
@@ -155,8 +157,6 @@ def placed(fold: Fold, places: Ints) -> Fold:
 
 def spread(values: NDArray[Any], places: Ints, missing: float) -> NDArray[Any]:
     """Values of new layers. values: [columns, old layers]; returns [columns, new layers]."""
-    if values.shape[1] == len(places) and np.array_equal(places, np.arange(len(places))):
-        return values  # the common case, and a copy would take as long as unpacking
     known = places >= 0
     if known.all():
         return values[:, places]
