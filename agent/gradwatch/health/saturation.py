@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 from gradwatch.health.words import kept, listed, spoken
 
+T = TypeVar("T", bound=np.generic)
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -26,6 +29,11 @@ class Thresholds:
     detail_frames: int = threshold(4, "detail frames", "fewest that show it")
     share: float = threshold(0.7, "1", "part of the recent detail frames that show it")
     recent: int = threshold(10, "detail frames", "the present")
+    ends: float = threshold(
+        0.75,
+        "1",
+        "share of the outputs at the flat ends; the rest passes half of the gradient at best",
+    )
     silent: float = threshold(
         0.015, "1", "share of units whose bias gradient is exactly 0 while their output is not"
     )
@@ -40,34 +48,38 @@ class Thresholds:
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """Layers followed by an activation that is flat for most samples.
 
-    A unit that is off, as a ReLU's, gives the next layer exactly 0, and so a column of zeros in its
-    gradient. A saturated unit has no gradient either, but its output is not 0.
+    The agent samples what activations put out. Where it could not, as of compiled models, a layer
+    is judged by the gradients before and behind its activation.
     """
     sound = sound_part(window)
     rows = movement(sound).rows
     if len(rows) < settings.detail_frames:
         return None
-    found = saturated(sound, rows, settings)
+    found = sorted(at_ends(sound, rows, settings) + inferred(sound, rows, settings))
     if not found:
         return None
     names = tuple(sound.layers[layer.place].name for layer in found)
-    slope = min(layer.slope for layer in found)
-    silent = max(layer.silent for layer in found)
-    evidence: dict[str, float | int | str] = {
-        "estimated slope of the activation": kept(slope),
-        "units without gradient in a batch": kept(silent),
-        "layers": len(names),
-    }
+    sampled = [layer.ends for layer in found if not math.isnan(layer.ends)]
+    slopes = [layer.slope for layer in found if not math.isnan(layer.slope)]
+    evidence: dict[str, float | int | str] = {}
+    if sampled:
+        evidence["outputs at the flat ends"] = kept(max(sampled))
+    if slopes:
+        evidence["estimated slope of the activation"] = kept(min(slopes))
+        evidence["units without gradient in a batch"] = kept(max(layer.silent for layer in found))
+    evidence["layers"] = len(names)
+    shown = (
+        f"{spoken(100 * max(sampled))} % of its outputs lie at its flat ends"
+        if sampled
+        else f"it passes about {spoken(100 * min(slopes))} % of the gradient on"
+    )
     return Finding(
         kind="saturation",
         severity=Severity.WARNING,
         layers=names,
         first_step=int(sound.steps[min(layer.row for layer in found)]),
         last_step=int(sound.steps[rows[-1]]),
-        summary=(
-            f"The activation after {listed(names)} is saturated: it passes about "
-            f"{spoken(100 * slope)} % of the gradient on."
-        ),
+        summary=f"The activation after {listed(names)} is saturated: {shown}.",
         evidence=evidence,
     )
 
@@ -76,13 +88,28 @@ class Saturated(NamedTuple):
     """A layer whose activation is flat."""
 
     place: int  # in the window's layers
-    slope: float  # of the activation, estimated
-    silent: float  # share of units without gradient in a batch
     row: int  # of the window, since which it has been so
+    ends: float = math.nan  # share of the activation's outputs at its flat ends, sampled
+    slope: float = math.nan  # of the activation, estimated from gradients
+    silent: float = -math.inf  # share of units without gradient in a batch
 
 
-def saturated(sound: Window, rows: NDArray[np.int64], settings: Thresholds) -> list[Saturated]:
-    """The layers that are saturated now. rows: detail frames."""
+def at_ends(sound: Window, rows: NDArray[np.int64], settings: Thresholds) -> list[Saturated]:
+    """The layers whose activation's outputs lie at its flat ends now. rows: detail frames."""
+    share = sound.statistic("saturated_fraction")[rows].astype(np.float64)
+    shown = share >= settings.ends
+    return [
+        Saturated(place, int(rows[since]), ends=float(median(_recent(share, settings)[:, place])))
+        for place, since in _lasting(shown, ~np.isnan(share), settings)
+    ]
+
+
+def inferred(sound: Window, rows: NDArray[np.int64], settings: Thresholds) -> list[Saturated]:
+    """The layers that are saturated now by their gradients, of those that were never sampled.
+
+    A unit that is off, as a ReLU's, gives the next layer exactly 0, and so a column of zeros in its
+    gradient. A saturated unit has no gradient either, but its output is not 0. rows: detail frames.
+    """
     pairs = sound.once(_pairs)
     if not len(pairs):
         return []
@@ -90,6 +117,8 @@ def saturated(sound: Window, rows: NDArray[np.int64], settings: Thresholds) -> l
     norm = sound.statistic("norm")[rows].astype(np.float64)
     weight = sound.statistic("weight_norm")[rows].astype(np.float64)
     zero = sound.statistic("zero_fraction")[rows].astype(np.float64)
+    share = sound.statistic("saturated_fraction")
+    sampled: NDArray[np.bool_] = np.logical_or.reduce(np.isfinite(share), axis=0)
     units = np.array([sound.layers[place].shape[0] for place in after], dtype=np.float64)
     silent = zero[:, bias]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -101,22 +130,37 @@ def saturated(sound: Window, rows: NDArray[np.int64], settings: Thresholds) -> l
         real = norm[:, bias] > 1e-5 * norm[:, here]
         shown = (silent >= settings.silent) & kept_on & (slope <= settings.passed)
         shown |= (slope <= settings.flat) & real & ~(zero[:, after] >= 0.3)
-    known = np.isfinite(slope)
-    recent = slice(max(len(rows) - settings.recent, 0), None)
-    count = known[recent].sum(axis=0)
-    often = (shown & known)[recent].sum(axis=0) >= settings.share * count
-    newest = len(rows) - 1 - known[::-1].argmax(axis=0)
-    now = shown[newest, np.arange(len(pairs))]
-    told = np.flatnonzero(often & now & (count >= settings.detail_frames))
+    known = np.isfinite(slope) & ~sampled[here]
+    recent = _recent(slope, settings), _recent(silent, settings)
     return [
         Saturated(
             int(here[pair]),
-            float(median(slope[recent, pair])),
-            float(median(silent[recent, pair])),
-            int(rows[onset(shown[:, pair], settings.share) or 0]),
+            int(rows[since]),
+            slope=float(median(recent[0][:, pair])),
+            silent=float(median(recent[1][:, pair])),
         )
-        for pair in told
+        for pair, since in _lasting(shown, known, settings)
     ]
+
+
+def _lasting(
+    shown: NDArray[np.bool_], known: NDArray[np.bool_], settings: Thresholds
+) -> list[tuple[int, int]]:
+    """Columns that show it now and on most of the recent frames, each with its first such row.
+
+    shown, known: bool[detail frames, n]; where it is not known it is not shown either.
+    """
+    shown = shown & known
+    count = _recent(known, settings).sum(axis=0)
+    often = _recent(shown, settings).sum(axis=0) >= settings.share * count
+    newest = len(known) - 1 - known[::-1].argmax(axis=0)
+    now = shown[newest, np.arange(known.shape[1])]
+    told = np.flatnonzero(often & now & (count >= settings.detail_frames))
+    return [(int(place), onset(shown[:, place], settings.share) or 0) for place in told]
+
+
+def _recent(values: NDArray[T], settings: Thresholds) -> NDArray[T]:
+    return values[-settings.recent :]
 
 
 def _pairs(sound: Window) -> NDArray[np.int64]:
