@@ -24,6 +24,7 @@ from .training import (
     regression_data,
     residual,
     some_data,
+    tanh_convolutions,
     teacher_data,
     text_batch,
     text_tokens,
@@ -370,6 +371,23 @@ def saturated_tanh(watch: Watch, chance: Random) -> None:
     fit(watch, model, an_optimizer(chance, model), 250, (factor * images, labels))
 
 
+def saturated_convolutions(watch: Watch, chance: Random) -> None:
+    """Weights far too large: nothing but what the activations put out shows it."""
+    width = chance.choice([8, 12])
+    model = tanh_convolutions(width)
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=chance.choice([3.0, 5.0]))
+    fit(watch, model, an_optimizer(chance, model), 150)
+
+
+def saturated_sigmoid(watch: Watch, chance: Random) -> None:
+    model = mlp([64, *[64] * chance.randint(1, 3), 10], nn.Sigmoid)
+    factor = chance.choice([100.0, 300.0])
+    images, labels = digit_data()
+    fit(watch, model, an_optimizer(chance, model), 250, (factor * images, labels))
+
+
 def batch_norm_of_one(watch: Watch, chance: Random) -> None:
     model = nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
@@ -597,6 +615,12 @@ FAULTY: tuple[Scenario, ...] = (
     Scenario("F28 clipped to nothing", clipped_to_nothing, (expect("clipping", within=100),)),
     Scenario("F29 lost to rounding", lost_to_rounding, (expect("never_updated", within=100),)),
     Scenario("F34 saturated tanh", saturated_tanh, (expect("saturation", within=FAST),)),
+    Scenario(
+        "F34 saturated convolutions",
+        saturated_convolutions,
+        (expect("saturation", within=FAST),),
+    ),
+    Scenario("F34 saturated sigmoid", saturated_sigmoid, (expect("saturation", within=FAST),)),
     Scenario("F35 batch-norm of one", batch_norm_of_one, (), frozenset({"plateau", "oscillation"})),
     Scenario(
         "F36 heavy decay",

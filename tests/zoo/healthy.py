@@ -27,6 +27,7 @@ from .training import (
     regression_data,
     residual,
     some_data,
+    tanh_convolutions,
     teacher_data,
     text_tokens,
     warm_up_cosine,
@@ -392,6 +393,20 @@ def pruned(watch: Watch, chance: Random) -> None:
     fit(watch, model, an_optimizer(chance, model), 300)
 
 
+def tanh_images(watch: Watch, chance: Random) -> None:
+    model = tanh_convolutions(chance.choice([8, 12]))
+    fit(watch, model, an_optimizer(chance, model, sgd=0.05), 250)
+
+
+def few_sigmoids(watch: Watch, chance: Random) -> None:
+    """Two hidden layers of sigmoids, and one at the end that becomes sure of itself."""
+    images, labels = digit_data()
+    model = nn.Sequential(mlp([64, 64, 32, 1], nn.Sigmoid), nn.Flatten(0), nn.Sigmoid())
+    optimizer = torch.optim.Adam(model.parameters(), lr=chance.choice([3e-3, 1e-2]))
+    odd = (labels % 2).float()
+    fit(watch, model, optimizer, 500, (images, odd), F.binary_cross_entropy)
+
+
 def leaky(watch: Watch, chance: Random) -> None:
     kinds: list[Callable[[], nn.Module]] = [nn.PReLU, nn.GELU, nn.LeakyReLU, nn.SiLU]
     model = mlp([64, *[64] * chance.randint(2, 5), 10], chance.choice(kinds))
@@ -550,6 +565,8 @@ HEALTHY: tuple[Scenario, ...] = (
     Scenario("H22 rare head", rare_head),
     Scenario("H23 pruned", pruned),
     Scenario("H24 leaky", leaky),
+    Scenario("H24 tanh convolutions", tanh_images),
+    Scenario("H24 few sigmoids", few_sigmoids),
     Scenario("H25 layer-scale", layer_scale),
     Scenario("H26 smoothed labels", label_smoothing),
     Scenario("H27 curriculum", curriculum),

@@ -68,6 +68,16 @@ def mlp(
     return nn.Sequential(*layers[:-1])
 
 
+def tanh_convolutions(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, width, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(width, width, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1), nn.Tanh(),
+        nn.Flatten(), nn.Linear(32 * width, 10),
+    )  # fmt: skip
+
+
 def he(layer: nn.Linear) -> None:
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)
