@@ -21,7 +21,8 @@ FAULTY = (
     "F08 killed by one step", "F10 log of 0", "F16 no zero_grad", "F17 Adam x 300",
     "F18 rate x 20", "F19 rate / 10,000", "F20 head replaced", "F21 cut branch",
     "F24 shuffled labels", "F25 equal units", "F26 fp16 underflow", "F28 clipped to nothing",
-    "F29 lost to rounding", "F34 saturated tanh", "F36 heavy decay", "F37 one bad batch",
+    "F29 lost to rounding", "F34 saturated tanh", "F34 saturated convolutions",
+    "F36 heavy decay", "F37 one bad batch",
 )  # fmt: skip
 HEALTHY = (
     "H01 ReLU MLP", "H06 frozen backbone", "H08 LoRA", "H12 restarts", "H13 GAN", "H14 experts",
