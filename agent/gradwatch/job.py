@@ -18,6 +18,7 @@ from gradwatch.flight import FlightRecorder
 from gradwatch.identity import Identity
 from gradwatch.measure import read_scalar
 from gradwatch.outlet import Outlet
+from gradwatch.pacer import WARM_UP_STEPS
 from gradwatch.pending import PendingFrame
 from gradwatch.scaling import follow
 from gradwatch.settings import Settings, kinds_of
@@ -46,6 +47,7 @@ class Job:
         self._latest = ""  # the optimizer that stepped last: what `log` speaks of
         self._early: dict[str, Callable[[], float]] = {}  # logged before its step
         self._logged_first: set[str] = set()  # names that the script logs before it steps
+        self._free_s = 0.0  # of the sending thread, until the frames of the first steps had gone
         self._charged_s = 0.0
         self._detail_cpu_s = 0.0  # of the sending thread, for detail frames
         self._charged_detail_s = 0.0
@@ -133,14 +135,16 @@ class Job:
                 self._early[name] = reader
 
     def uncharged_cost_s(self) -> tuple[float, float]:
-        """Processor time that the sending thread took since this was asked last.
+        """Processor time that the sending thread took since this was asked last, or since the
+        frames of the first steps.
 
         For detail frames, and for all else.
         """
         detail_s = self._detail_cpu_s - self._charged_detail_s
-        other_s = self.outlet.cpu_s - self._charged_s - detail_s
+        charged_s = max(self._charged_s, self._free_s)
+        other_s = max(0.0, self.outlet.cpu_s - charged_s - detail_s)
         self._charged_detail_s += detail_s
-        self._charged_s += detail_s + other_s
+        self._charged_s = charged_s + detail_s + other_s
         return detail_s, other_s
 
     def finish(self, status: str, reason: str = "") -> bool:
@@ -171,7 +175,10 @@ class Job:
         frame = pending.frame(self.rank)
         if frame is None:
             return ()
-        if frame.histograms is not None:
+        if pending.step <= WARM_UP_STEPS:
+            # With them goes what is paid but once, as importing the HTTP client.
+            self._free_s = time.thread_time()
+        elif frame.histograms is not None:
             self._detail_cpu_s += time.thread_time() - started
         self.judge.take(frame)
         if "non_finite" not in frame.events:

@@ -30,7 +30,7 @@ WEIGHT_RUNS = 16
 WHOLE_SIZE = SAMPLE_SIZE
 # A model of no more elements is copied whole (8 MB), unless this many copies wait already.
 SMALL_MODEL = 1 << 21
-MAX_COPIES = 3
+MAX_COPIES = 2
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GRADIENT = operator.attrgetter("grad")
 # Nearly all tensors are ordinary, and each look at one of a thousand layers counts.
@@ -38,7 +38,7 @@ KIND = operator.attrgetter("__class__", "layout", "dtype")
 ORDINARY = frozenset(
     (kind, torch.strided, dtype) for kind in (Tensor, nn.Parameter) for dtype in REAL
 )
-IS_META = operator.attrgetter("is_meta")
+IS_META, REQUIRES_GRAD = operator.attrgetter("is_meta"), operator.attrgetter("requires_grad")
 Rows = dict[str, Tensor]
 NOTHING = Reduced(EMPTY, EMPTY, EMPTY, [])
 
@@ -51,7 +51,6 @@ class Meter:
         self._weights: tuple[int, Tensor] | None = None  # step, sample
         self._copies: list[tuple[Reading, Tensor]] = []
 
-    @torch.no_grad()
     def norms(
         self,
         parameters: Sequence[Tensor],
@@ -165,6 +164,7 @@ class Meter:
         return found._replace(before=before, steps=max(step - past, 1))
 
 
+@torch.no_grad()
 def _sampled_weights(parameters: Sequence[Tensor]) -> Weights:
     """A sample of the weights, by itself."""
     weights = [EMPTY if tensor.is_meta else tensor for tensor in plains(parameters)]
@@ -209,6 +209,8 @@ def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]
     held: list[Tensor | None] = list(map(GRADIENT, parameters))
     present = [layer for layer, gradient in enumerate(held) if gradient is not None]
     gradients = plains([gradient for gradient in held if gradient is not None])
+    if any(map(REQUIRES_GRAD, gradients)):  # of create_graph=True
+        gradients = [gradient.detach() for gradient in gradients]
     if not all(map(Tensor.numel, gradients)) or any(map(IS_META, gradients)):
         kept = [place for place, each in enumerate(gradients) if each.numel() and not each.is_meta]
         present = [present[place] for place in kept]

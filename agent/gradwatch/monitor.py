@@ -19,6 +19,7 @@ from gradwatch.identity import identify
 from gradwatch.job import Job, make_run_info
 from gradwatch.notice import say
 from gradwatch.settings import Settings, default_run_name, kinds_of
+from gradwatch.watching import uncompiled
 
 _current: Job | None = None
 MAX_SCALAR_NAME = 200
@@ -32,10 +33,16 @@ class Monitor:
 
     Every method is safe to call at any time and never raises for what the collector, the network
     or the disk do. As a context manager it finishes the run, as failed when the block raises.
+
+    Inside of a function that torch.compile compiles, each call of `log` and `clip_grad_norm_` is
+    one break of its graph, and an error with fullgraph=True: call them outside of it.
     """
 
     def __init__(self, job: Job | None) -> None:
         self._job = job
+        if job is not None:
+            self.log = uncompiled(self.log)
+            self.clip_grad_norm_ = uncompiled(self.clip_grad_norm_)
 
     @property
     def run_id(self) -> str:

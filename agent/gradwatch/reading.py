@@ -6,7 +6,7 @@ arrived from the device; so all that needs no look at the gradients themselves i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from gradwatch.wire.histogram import BUCKETS, bucket_of
 
 # Elements of a layer's gradient that its histogram is taken from; a smaller layer's are all taken.
 SAMPLE_SIZE = 1024
+# Elements that statistics are made of at once, or those of one layer.
+CHUNK = 1 << 18
 
 NORM_COLUMNS = ("norm", "nonfinite")
 DETAIL_COLUMNS = (
@@ -187,11 +189,24 @@ class Sample(NamedTuple):
         start = self.starts[gradient]
         return self.values[start : start + self.sizes[gradient]]
 
+    def chunks(self) -> Iterator[tuple[NDArray[Any], Ints]]:
+        """Several gradients at a time, and where each starts: what is made of all of their
+        elements takes little memory so."""
+        chunk = self.starts // CHUNK
+        for places in np.split(np.arange(len(self.starts)), np.flatnonzero(np.diff(chunk)) + 1):
+            start, last = self.starts[places[0]], places[-1]
+            yield (
+                self.values[start : self.starts[last] + self.sizes[last]],
+                self.starts[places] - start,
+            )
+
     def norms(self) -> dict[str, Floats]:
         """Of gradients that were copied whole. float64[gradients] each."""
-        squares = np.add.reduceat(np.square(self.values, dtype=np.float64), self.starts)
-        broken = np.add.reduceat(~np.isfinite(self.values), self.starts, dtype=np.int64)
-        return {"norm": np.sqrt(squares), "nonfinite": broken.astype(np.float64)}
+        squares, broken = zip(*map(_squares, self.chunks()), strict=True)
+        return {
+            "norm": np.sqrt(np.concatenate(squares)),
+            "nonfinite": np.concatenate(broken).astype(np.float64),
+        }
 
     def histograms(self, scale: float) -> NDArray[np.uint16]:
         """Counts of SAMPLE_SIZE elements of each gradient at most. uint16[gradients, BUCKETS]."""
@@ -203,10 +218,31 @@ class Sample(NamedTuple):
         return cells.reshape(-1, BUCKETS).astype(np.uint16)
 
 
+def _squares(chunk: tuple[NDArray[Any], Ints]) -> tuple[Floats, Ints]:
+    """Of each gradient of a chunk: the sum of squares, and the count of non-finite elements."""
+    values, starts = chunk
+    squares = np.add.reduceat(np.square(values, dtype=np.float64), starts)
+    return squares, np.add.reduceat(~np.isfinite(values), starts, dtype=np.int64)
+
+
+def _sums(chunk: tuple[NDArray[Any], Ints]) -> tuple[Floats, Floats, Floats, Ints]:
+    """Of each gradient of a chunk: sum, sum of magnitudes, the largest, and the count of zeros."""
+    values, starts = chunk
+    magnitude = np.abs(values)
+    return (
+        np.add.reduceat(values, starts, dtype=np.float64),
+        np.add.reduceat(magnitude, starts, dtype=np.float64),
+        np.maximum.reduceat(magnitude, starts).astype(np.float64),
+        np.add.reduceat(magnitude == 0, starts, dtype=np.int64),
+    )
+
+
 def _nonfinite(rows: Mapping[str, Floats]) -> Floats:
-    """Count of non-finite elements; where only the maximum is known, 1 stands for some."""
-    counted = rows.get("nonfinite")
-    return counted if counted is not None else (~np.isfinite(rows["peak"])).astype(np.float64)
+    """Count of non-finite elements: where only the maximum is known 1 stands for some, and where
+    neither is, all are finite."""
+    if "peak" in rows:
+        return (~np.isfinite(rows["peak"])).astype(np.float64)
+    return rows.get("nonfinite", np.zeros_like(rows["norm"]))
 
 
 def _statistics(
@@ -215,11 +251,10 @@ def _statistics(
     """What a detail frame says beyond norms. float64[gradients] each."""
     size, large = details.sizes, details.large
     # Few and large operations: while they run, the training thread has Python to itself.
-    magnitude = np.abs(sample.values)
-    total = np.add.reduceat(sample.values, sample.starts, dtype=np.float64) / scale
-    l1 = np.add.reduceat(magnitude, sample.starts, dtype=np.float64) / scale
-    absmax = np.maximum.reduceat(magnitude, sample.starts).astype(np.float64) / scale
-    zeros = np.add.reduceat(magnitude == 0, sample.starts, dtype=np.int64)
+    total, l1, absmax, zeros = (
+        np.concatenate(parts) for parts in zip(*map(_sums, sample.chunks()), strict=True)
+    )
+    total, l1, absmax = total / scale, l1 / scale, absmax / scale
     peaks = _split(details.peaks.numpy(), details.peak_sizes)
     for place, peak in zip(large, peaks, strict=True):
         absmax[place] = float(peak.max()) / scale

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradwatch.reduce import in_memory_order
+from gradwatch.reduce import KIND, in_memory_order
 
 RUN = 8  # elements
 EMPTY = torch.empty(0, dtype=torch.float64)
@@ -33,12 +33,13 @@ class Sampled(NamedTuple):
 def sampled(tensors: Sequence[Tensor], runs: int) -> Sampled:
     """So many runs of each tensor, all of one that has no more than a sample's elements."""
     size = runs * RUN
-    large = [place for place, each in enumerate(tensors) if each.numel() > size]
-    small = [place for place, each in enumerate(tensors) if each.numel() <= size]
+    numels = list(map(Tensor.numel, tensors))
+    large = [place for place, numel in enumerate(numels) if numel > size]
+    small = [place for place, numel in enumerate(numels) if numel <= size]
     parts = [tensors[place].reshape(-1) for place in small]
     if large:
         parts.append(joined([runs_of(tensors[place], runs) for place in large]).view(-1))
-    sizes = [tensors[place].numel() for place in small] + [size] * len(large)
+    sizes = [numels[place] for place in small] + [size] * len(large)
     return Sampled(small + large, np.array(sizes, dtype=np.int64), joined(parts))
 
 
@@ -68,10 +69,10 @@ def joined(parts: list[Tensor], room: Tensor | None = None) -> Tensor:
     if not parts:
         return EMPTY
     first = parts[0]
-    if any(part.device != first.device for part in parts):
-        parts = [part.to(first.device, non_blocking=True) for part in parts]
-    if any(part.dtype != first.dtype for part in parts):
-        parts = [part.double() for part in parts]
+    kinds = set(map(KIND, parts))
+    if len(kinds) > 1:
+        one = first.dtype if len({dtype for _, dtype in kinds}) == 1 else torch.float64
+        parts = [part.to(first.device, one, non_blocking=True) for part in parts]
     if (
         room is not None
         and room.dtype == parts[0].dtype

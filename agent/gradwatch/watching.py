@@ -27,7 +27,7 @@ from gradwatch.layers import (
     wrapped_by_ddp,
 )
 from gradwatch.locate import Locator, gradient_storages
-from gradwatch.measure import Meter, plain, read_scalar
+from gradwatch.measure import REQUIRES_GRAD, Meter, plain, read_scalar
 from gradwatch.notice import say, told
 from gradwatch.pacer import Pacer
 from gradwatch.pending import PendingFrame
@@ -263,7 +263,6 @@ class OptimizerWatch:
             self._record(optimizer, elapsed_s)
         self._cost_s = time.perf_counter() - started
 
-    @torch.no_grad()
     def _measured(
         self, scale: Tensor | None, clipped: Clipped | None, detail: bool, compare: bool
     ) -> Reading | NoGradient:
@@ -306,7 +305,7 @@ class OptimizerWatch:
         if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
             return False
         # This rank's part alone: the sum of a DTensor would be a collective.
-        local = gradient.detach() if type(gradient) is Tensor else plain(gradient)
+        local = gradient if type(gradient) is Tensor else plain(gradient)
         before, self._broken = self._broken, not cmath.isfinite(local.sum().item())
         return self._broken and not before
 
@@ -405,18 +404,18 @@ class OptimizerWatch:
 
 
 def uncompiled(function: F) -> F:
-    """For hooks of an optimizer: where its step is compiled, they would be compiled with it.
+    """For hooks of an optimizer, and for what a training step calls: where the step is compiled,
+    they would be compiled with it.
 
-    torch.compile leaves its graph around the step for the hooks, as it does for parts of torch's
-    own step, and comes back to it.
+    torch.compile leaves its graph around them, as it does for parts of torch's own step, and comes
+    back to it.
     """
     return cast("F", torch.compiler.disable(function))
 
 
 def _signature(held: list[Tensor], known: list[Tensor]) -> tuple[list[int], list[bool]]:
     """What changes when parameters come, go, freeze or thaw."""
-    tensors = held + known
-    return list(map(id, tensors)), [tensor.requires_grad for tensor in tensors]
+    return list(map(id, held)), list(map(REQUIRES_GRAD, known))
 
 
 def _key(layer: Layer) -> tuple[str, int]:

@@ -531,6 +531,43 @@ def compiled_job(watched: bool, what: str, backend: str, kept: Kept) -> Mapping[
     return counts
 
 
+def test_a_compiled_step_may_log_and_clip_at_one_break_each(kept: Kept) -> None:
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    model = regression()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    held = list(model.parameters())  # of a generator torch.compile leaves its graph by itself
+    with gradwatch.watch(model, optimizer, **ALWAYS) as monitor:
+
+        def report(loss: torch.Tensor) -> torch.Tensor:
+            doubled = 2 * loss
+            monitor.log(loss=doubled)
+            total = monitor.clip_grad_norm_(held, 0.5)
+            return total + doubled
+
+        compiled = torch.compile(report, backend="aot_eager")
+        losses: list[float] = []
+        totals: list[float] = []
+        for step in range(6):
+            optimizer.zero_grad()
+            loss = loss_of(model, inputs(step))
+            loss.backward()
+            losses.append(2 * loss.item())
+            totals.append(float(np.linalg.norm(list(of_gradients(model).values()))))
+            assert float(compiled(loss.detach())) == pytest.approx(totals[-1] + losses[-1])
+            optimizer.step()
+    assert sum(counters["graph_break"].values()) == 2
+    assert counters["stats"]["unique_graphs"] == 2  # before and after the two of them
+    assert not counters["recompiles"]
+    torch._dynamo.reset()
+    counters.clear()
+    logged = [frame.scalars for frame in frames(kept())]
+    assert [told["loss"] for told in logged] == pytest.approx(losses)
+    assert [told["total_norm_before_clip"] for told in logged] == pytest.approx(totals)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "backend"),
