@@ -16,6 +16,7 @@ from .pages import FOLDER, INDEX, index_parts, page_of, parts_of, with_parts
 SECTIONS = (
     "Symptom",
     "Mechanism",
+    "Example",
     "How it is told",
     "What it is confused with",
     "What to do",
@@ -77,6 +78,19 @@ def test_thresholds_that_a_page_speaks_of_exist() -> None:
         own = parts_of(kind)["thresholds"]
         for name in re.findall(r"`([a-z_]+)`", told):
             assert f"`{name}`" in own or name not in known, f"{kind} has no threshold {name}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_shows_a_picture_of_its_own_and_what_was_told_of_that_job(kind: str) -> None:
+    page = page_of(kind).read_text(encoding="utf-8")
+    ((words, target),) = re.findall(r"^!\[(.+)\]\((\S+)\)$", page, re.MULTILINE)
+    assert len(words) > 40, "a picture says in words what it shows"
+    picture = (FOLDER / target).read_bytes()
+    assert target == f"{kind}.png"
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 60_000
+    (told,) = re.findall(r"<!-- zoo: told -->\n(.*?)\n<!-- /zoo -->", page, re.DOTALL)
+    assert f": {KINDS[kind].title}, since step" in told
 
 
 DOCUMENTS = (*FOLDER.glob("*.md"), *FOLDER.parent.glob("*.md"), FOLDER.parents[1] / "README.md")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from .fixtures import SEEDS, ZOO, Key, in_parallel, load, train_missing
+from .pictures import PICTURES, draw_all
 from .scoring import Score, Told, follow
 from .table import confusion_table, kinds_table
 
@@ -20,7 +22,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each job ({SEEDS})")
     parser.add_argument("--processes", type=int, default=2, help="in parallel (2)")
     parser.add_argument("--train", action="store_true", help="train again what is kept already")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="instead, draw the pictures of docs/findings and write there what is told of them",
+    )
+    parser.add_argument("--kinds", nargs="+", choices=PICTURES, default=list(PICTURES), help="all")
     given = parser.parse_args()
+    if given.pictures is not None:
+        draw_all(given.pictures, given.kinds, given.processes)
+        return
     keys = train_missing(given.seeds, given.processes, given.train)
     started = time.perf_counter()
     score = Score()

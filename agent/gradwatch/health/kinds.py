@@ -84,7 +84,7 @@ KINDS: dict[str, Kind] = {
             title="Saturated activations",
             meaning="A layer's activation sits at its flat ends, so hardly any gradient passes it.",
             explanation=(
-                "tanh and sigmoid are flat for large inputs: at 9 the derivative of tanh is 0 in "
+                "tanh and sigmoid are flat for large inputs: at 10 the derivative of tanh is 0 in "
                 "float32. Inputs or weights that are too large drive all units there."
             ),
             action=(
