@@ -362,13 +362,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rounds, in 90 s or so")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU (1)")
     parser.add_argument("--only", choices=[*keys, "footprint"], action="append")
-    parser.add_argument("--child", choices=FOOTPRINTS, help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.child:
-        child(FOOTPRINTS[given.child], given.steps)
-        return
     wanted = given.only or [*keys, "footprint"]
     subjects = [
         subject._replace(rounds=subject.quick[0], paced_steps=subject.quick[1])
@@ -562,12 +557,12 @@ FOOTPRINTS: dict[str, dict[str, Any]] = {"defaults": {}, "no limit": {"overhead_
 def footprint(steps: int, progress: Progress) -> dict[str, dict[str, float]]:
     """Memory and network that watching takes, each in a fresh process."""
     found: dict[str, dict[str, float]] = {}
-    for name in FOOTPRINTS:
+    job = Path(__file__).parent / "jobs" / "footprint.py"
+    for name, settings in FOOTPRINTS.items():
         progress.advance(f"memory and network, {name}")
         with counting_collector() as (url, received):
-            command = [sys.executable, __file__, "--child", name, "--steps", str(steps)]
             done = subprocess.run(
-                command,
+                [sys.executable, str(job), str(steps), json.dumps(settings)],
                 env={**os.environ, "GRADWATCH_URL": url, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -577,50 +572,11 @@ def footprint(steps: int, progress: Progress) -> dict[str, dict[str, float]]:
         sent = sum(size for when, size in received if told["from"] < when <= told["to"])
         found[name] = {
             "memory_mb": told["memory_mb"],
-            "network_kb_per_s": sent / 1e3 / (told["to"] - told["from"]),
+            "imports_mb": told["imports_mb"],
+            # A step takes longer than its tenth of a second where the machine is busy.
+            "network_kb_per_s": 10 * sent / 1e3 / steps,
         }
     return found
-
-
-def child(settings: dict[str, Any], steps: int) -> None:
-    """150 linear layers, 300 tensors, at 10 steps a second; prints what watching it took.
-
-    With 2.04 M elements about the largest model whose gradients are still copied whole. It trains
-    for a while unwatched first. Memory is the largest resident size from the import of gradwatch
-    to the end, beside that right before.
-    """
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(116, 116), nn.Tanh()) for _ in range(150)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-
-    def train(count: int) -> None:
-        for _ in range(count):
-            started = time.monotonic()
-            optimizer.zero_grad()
-            model(torch.randn(32, 116)).square().mean().backward()
-            optimizer.step()
-            time.sleep(max(0.0, 0.1 - (time.monotonic() - started)))
-
-    train(10)
-    before_mb = resident_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the largest size begins anew
-    import gradwatch
-
-    monitor = gradwatch.watch(model, optimizer, **settings)
-    train(20)  # the agent records the first steps in full
-    began = time.time()
-    train(steps)
-    told = {"from": began, "to": time.time()}
-    monitor.finish()
-    print(json.dumps({**told, "memory_mb": resident_mb("VmHWM") - before_mb}))
-
-
-def resident_mb(which: str) -> float:
-    """This process's resident memory: VmRSS now, VmHWM the largest."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"no {which} in /proc/self/status")
 
 
 @contextmanager
@@ -735,6 +691,7 @@ def show_footprint(found: dict[str, dict[str, float]]) -> None:
     print("\n300 layers at 10 steps/s")
     for name, of in found.items():
         bar(f"memory, {name}", of["memory_mb"], MEMORY_BAR_MB, "MB")
+        print(f"{'  of it, to import gradwatch':40}{of['imports_mb']:>10.2f} MB")
         bar(f"network, {name}", of["network_kb_per_s"], NETWORK_BAR_KBPS, "kB/s")
 
 
