@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from gradwatch.health.judge import judge
 from gradwatch_server.database import reading, writing
 from gradwatch_server.findings import reconcile
 from gradwatch_server.frame_cache import FrameCache
-from gradwatch_server.models import Optimizer, Run
+from gradwatch_server.models import FindingRow, Optimizer, Run
 from gradwatch_server.ranks import merge_due
 from gradwatch_server.rules import NO_RULES, Rules
 from gradwatch_server.windows import load_window
@@ -24,6 +24,14 @@ log = logging.getLogger(__name__)
 # How long a worker may take over one run before another one tries.
 LEASE_S = 60.0
 BATCH = 200
+
+_FREE = (
+    update(Run)
+    .where(Run.id == bindparam("judged_run"))
+    .values(judged=bindparam("judged_state"), leased_until=bindparam("judged_at"))
+)
+# Any finding of a run: a healthy one has none, and nothing to bring in line.
+_TOLD = select(FindingRow.id).where(FindingRow.run_id == bindparam("judged_run")).limit(1)
 
 
 def judge_due(
@@ -76,16 +84,21 @@ def judge_run(
         (name, window, judge(window, settings)) for name, window in windows if len(window.steps)
     ]
     with writing(engine) as session:
-        # The lock keeps a collector from opening the same finding meanwhile.
-        run = session.get(Run, run_id, with_for_update=True)
-        if run is None:
+        # The lock of the row keeps a collector from opening the same finding meanwhile. The run is
+        # free from now on, and behind the runs that were judged before it.
+        freed: Any = session.connection().execute(
+            _FREE,
+            {"judged_run": run_id, "judged_state": claimed.changed, "judged_at": time.time()},
+        )
+        if not freed.rowcount:
             return False
+        found = any(findings for _, _, findings in judged)
+        if not found and session.scalar(_TOLD, {"judged_run": run_id}) is None:
+            return False
+        run = session.get_one(Run, run_id)
         for name, window, findings in judged:
             last_step = int(window.steps[-1])
             alerted |= reconcile(session, run, name, findings, last_step, channels)
-        run.judged = claimed.changed
-        # Free from now on, and behind the runs that were judged before it.
-        run.leased_until = time.time()
     return alerted
 
 
