@@ -12,6 +12,7 @@ from pathlib import Path
 from gradwatch.explain import PAGES
 from gradwatch.health.judge import DETECTORS
 from gradwatch.health.kinds import KINDS
+from gradwatch.health.score import DEFINITION
 from gradwatch.health.thresholds import thresholds_of
 
 FOLDER = Path(__file__).parents[2] / PAGES
@@ -61,7 +62,7 @@ def index_parts() -> dict[str, str]:
         f"| [{kind.title}]({kind.name}.md) | `{kind.name}` | {kind.meaning} |"
         for kind in KINDS.values()
     ]
-    return {"kinds": "\n".join(lines)}
+    return {"kinds": "\n".join(lines), "health": f"> {DEFINITION}"}
 
 
 def write() -> None:

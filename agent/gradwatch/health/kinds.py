@@ -100,7 +100,7 @@ KINDS: dict[str, Kind] = {
             explanation=(
                 "An optimizer moves the tensors it was given. A layer that was replaced or wrapped "
                 "after it was built is not among them; and in 16 bits w + dw is w when dw is below "
-                "a 256th of it (bfloat16)."
+                "a 512th of it (bfloat16)."
             ),
             action=(
                 "Build the optimizer after the model is complete and on its device; keep a float32 "
@@ -145,7 +145,7 @@ KINDS: dict[str, Kind] = {
             action=(
                 "Lower the learning rate (by 10 to begin with), warm it up, clip the gradient norm."
             ),
-            source="LeCun et al. 1998, Efficient BackProp, section 4; Bengio 2012, section 3.1.1",
+            source="LeCun et al. 1998, Efficient BackProp, section 5; Bengio 2012, section 3.1.1",
         ),
         Kind(
             name="divergence",
@@ -167,7 +167,7 @@ KINDS: dict[str, Kind] = {
                 "valley; with noise the loss hovers where crossing and sinking balance."
             ),
             action="Lower the learning rate by 3 to 10, or let it decay; larger batches help too.",
-            source="LeCun et al. 1998, Efficient BackProp, section 4",
+            source="LeCun et al. 1998, Efficient BackProp, section 5",
         ),
         Kind(
             name="learning_rate_too_low",
