@@ -232,10 +232,11 @@ class _Table:
                 break
         else:
             return {}
+        moved = moved[:, differ]
         found = {
             "rank_apart": _one_of(_farthest(probes[:, places])),
-            "rank_moving": _one_of(_only(moved[:, places] > 0, moved[:, places] == 0)),
-            "rank_still": _one_of(_only(moved[:, places] == 0, moved[:, places] > 0)),
+            "rank_moving": _one_of(_only(moved > 0, moved == 0)),
+            "rank_still": _one_of(_only(moved == 0, moved > 0)),
         }
         return {
             name: float(self._parts[row].frame.rank)

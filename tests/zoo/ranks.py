@@ -32,7 +32,7 @@ from gradwatch.demo.scenarios import Watch
 from .scenario import FAST, Scenario, Train, expect
 from .training import Block, Data, digit_data, he, mlp
 
-STEPS = 130
+STEPS = 100
 STRAGGLER_STEPS = 60
 DRIFT_WITHIN = 20
 USUAL_STEPS = 8
