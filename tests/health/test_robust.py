@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from gradwatch.health.robust import held, largest, median, onset, root_sum_squares
+from gradwatch.health.robust import held, largest, median, middle, onset, root_sum_squares
 
 tables = arrays(
     np.float64,
     array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8),
     elements=st.one_of(st.just(np.nan), st.floats(-1e6, 1e6)),
 )
+
+floats = st.floats(allow_nan=False, allow_infinity=True)
+numbers = st.one_of(st.just(np.nan), st.floats(width=32))
 
 
 @given(tables)
@@ -22,6 +25,21 @@ def test_median_and_largest_leave_nan_out(values: np.ndarray) -> None:
         warnings.simplefilter("ignore")  # numpy's own warn of empty slices
         np.testing.assert_allclose(median(values), np.nanmedian(values, axis=0))
         np.testing.assert_allclose(largest(values), np.nanmax(values, axis=1))
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 4)), elements=numbers))
+def test_a_median_of_small_floats_is_that_of_large_ones(values: np.ndarray) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = median(values.astype(np.float64))
+        np.testing.assert_array_equal(median(values), wide)
+    assert median(values).dtype == np.float64
+
+
+@given(arrays(np.float64, st.integers(0, 9), elements=st.one_of(st.just(np.nan), floats)))
+def test_a_row_has_the_median_that_numpy_tells(values: np.ndarray) -> None:
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(middle(values), float(np.median(values)))
 
 
 def test_nothing_has_neither_median_nor_largest() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.health.chain import broken_steps, links, weight_norms
-from gradwatch.health.robust import median, root_sum_squares
+from gradwatch.health.robust import median, middle, root_sum_squares
 from gradwatch.health.window import Window
 
 # Median absolute deviation of a normal distribution, in standard deviations.
@@ -48,7 +48,7 @@ def noise(values: NDArray[np.float64]) -> float:
     """
     if len(values) < 3:
         return float("nan")
-    return float(np.median(np.abs(np.diff(values)))) / MAD_SIGMA / 2**0.5
+    return middle(np.abs(np.diff(values))) / MAD_SIGMA / 2**0.5
 
 
 class Outcome(NamedTuple):
@@ -70,8 +70,8 @@ def outcome(known: Course, first: int = 5, last: int = 25) -> Outcome | None:
         return None
     beginning, present = known.loss[:first], known.loss[-last:]
     # The first step may throw the weights away: then the very first loss alone is the start.
-    start = min(float(np.median(beginning)), float(beginning[0]))
-    now = float(np.median(present))
+    start = min(middle(beginning), float(beginning[0]))
+    now = middle(present)
     spread = max(noise(present), noise(known.loss[: 2 * last]), 1e-9 * abs(start))
     # Error of the difference of two medians, each 1.25 sigma / sqrt(n).
     error = 1.25 * spread * (1 / first + 1 / last) ** 0.5

@@ -32,6 +32,17 @@ def median(values: NDArray[np.floating]) -> NDArray[np.float64]:
         return ((low + high) / 2).reshape(values.shape[1:])
 
 
+def middle(values: NDArray[np.float64]) -> float:
+    """Median of one row of numbers, as numpy's, which takes four times as long for short ones.
+
+    values: float64[n]; NaN where one of them is, and for none.
+    """
+    ordered = np.sort(values)
+    if not len(ordered) or np.isnan(ordered[-1]):
+        return float("nan")
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
 def largest(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Maximum over the last axis, without the NaN; NaN where there is nothing.
 
