@@ -129,3 +129,15 @@ def test_nothing_can_be_said_without_weights_or_frames() -> None:
 def test_thresholds_are_obeyed() -> None:
     grown = window(mlp(4), in_time(np.repeat([1.0, 5e3], [30, 20])))
     assert detect(grown, Thresholds(growth=1e9, creeping_growth=1e9, absurd=1e9)) is None
+
+
+def test_a_layer_of_enormous_weights_is_named_however_small_gradients_are_beside_it() -> None:
+    """Its own weights would make every gradient look small: the others are judged without it."""
+    wild = np.full((50, 8), 6.4)
+    wild[:, 2] = 6.4e4
+    large = with_statistic(window(mlp(4), 5.0 * np.ones(8)), "weight_norm", wild)
+    finding = detect(large)
+    assert finding is not None
+    assert finding.layers[0] == "1.weight"
+    assert detect(with_statistic(window(mlp(4), FLAT), "weight_norm", wild)) is None
+    assert detect(window(mlp(4), 5.0 * np.ones(8))) is None

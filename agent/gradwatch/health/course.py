@@ -15,6 +15,8 @@ from gradwatch.health.window import Window
 MAD_SIGMA = 0.6745
 # A run's beginning must be in view before anything is said of what it has not achieved.
 FIRST_STEPS = 10
+# More than this share of the first losses below 0 makes it a loss that measures nothing.
+SIGN_LOSSES, SIGN_SHARE = 20, 0.1
 
 
 class Course(NamedTuple):
@@ -41,6 +43,15 @@ def _course(window: Window) -> Course:
     return Course(steps, loss[known], len(steps) > 0 and int(steps[0]) <= FIRST_STEPS)
 
 
+def telling(known: Course) -> bool:
+    """Whether the loss measures what was learnt.
+
+    One that is below 0 at first is a difference, of rewards, critics or likelihoods: a policy's
+    loss wanders about 0 while it learns.
+    """
+    return len(known.loss) == 0 or float((known.loss[:SIGN_LOSSES] < 0).mean()) <= SIGN_SHARE
+
+
 def noise(values: NDArray[np.float64]) -> float:
     """Robust standard deviation of what changes from one value to the next, trends left out.
 
@@ -62,11 +73,12 @@ class Outcome(NamedTuple):
 
 
 def outcome(known: Course, first: int = 5, last: int = 25) -> Outcome | None:
-    """Where the loss stands; None when the beginning or the present is not in view.
+    """Where the loss stands; None when the beginning or the present is not in view, or it measures
+    nothing.
 
     first, last: losses that stand for the beginning and the present.
     """
-    if not known.from_start or len(known.loss) < first + last:
+    if not (known.from_start and len(known.loss) >= first + last and telling(known)):
         return None
     beginning, present = known.loss[:first], known.loss[-last:]
     # The first step may throw the weights away: then the very first loss alone is the start.

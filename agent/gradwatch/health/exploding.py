@@ -140,7 +140,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     flags |= absurd
     dominant = _dominant(sound, settings)
     if dominant is not None:
-        flags |= large
+        flags |= _rest(chain, sound, dominant) >= settings.relative
 
     recent = flags[-settings.recent_frames :]
     sustained = recent.mean() >= settings.share and recent.sum() >= settings.frames
@@ -162,7 +162,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     worst = int(np.argmax(np.where(flags | extreme, np.nan_to_num(signs.total, posinf=np.inf), -1)))
     names = _layers(sound, chain, row, settings)
     if dominant is not None and not absurd[row]:
-        names = (dominant, *(name for name in names if name != dominant))
+        leader = sound.layers[dominant].name
+        names = (leader, *(name for name in names if name != leader))
     critical = to_nan or extreme.any() or signs.relative[worst] >= settings.extreme_relative
     step = int(sound.steps[row])
     return Finding(
@@ -221,8 +222,8 @@ def _burst(sound: Window, window: Window, signs: Signs, settings: Thresholds) ->
     return result is not None and result.gain < settings.gain
 
 
-def _dominant(sound: Window, settings: Thresholds) -> str | None:
-    """The layer whose weights are far larger than all others', if there is one."""
+def _dominant(sound: Window, settings: Thresholds) -> int | None:
+    """Place of the layer whose weights are far larger than all others', if there is one."""
     places = [
         place
         for place, layer in enumerate(sound.layers)
@@ -235,7 +236,17 @@ def _dominant(sound: Window, settings: Thresholds) -> str | None:
     size = median(detailed[:, places]) / np.sqrt(sizes)
     leader = int(np.nan_to_num(size, nan=-1.0).argmax())
     limit = max(settings.dominant * float(median(size)), settings.dominant_rms)
-    return sound.layers[places[leader]].name if size[leader] >= limit else None
+    return places[leader] if size[leader] >= limit else None
+
+
+def _rest(chain: Chain, sound: Window, dominant: int) -> NDArray[np.float64]:
+    """Gradient norm / weight norm of the weight layers but for the dominant one. float64[steps]."""
+    places = [place for place in chain.layers if place != dominant]
+    held = weight_norms(sound)
+    norms = root_sum_squares(sound.statistic("norm")[:, places])
+    weights = root_sum_squares(held.values[:, places])[held.row]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return norms / _positive(weights)
 
 
 def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -47,6 +47,19 @@ class Thresholds:
     gain: float = threshold(
         3.5, "standard errors", "fall of the loss since the first steps that shows that it learns"
     )
+    thrown: float = threshold(
+        1.15, "1", "weight norm now / at first, unless updates are too large still: what they left"
+    )
+    hint: float = threshold(
+        1.0, "standard errors", "fall that is waited for where nothing of large updates is left"
+    )
+    ruined: float = threshold(
+        5.0, "1", "weight norm after the first steps / at first: nothing is left of those weights"
+    )
+    leap: float = threshold(1.3, "1", "largest loss of those steps / the first that goes with it")
+    learnt: float = threshold(
+        0.6, "1", "loss now / at first that excuses even that: frequencies alone bring some fall"
+    )
     far: float = threshold(
         1.0, "1", "rise above the first loss, beside that loss, that is a divergence and no bounce"
     )
@@ -84,9 +97,13 @@ def _judged(window: Window, settings: Thresholds) -> Verdict | None:
         )
     if result is None or int(sound.steps[-1]) < settings.steps:
         return None
+    ruined = _ruined(moved, known, result, settings)
+    learns = result.gain >= settings.gain
+    if ruined:
+        learns &= result.now <= settings.learnt * result.start
     if not large.any():
         large = _grown(moved, known, result, settings)
-    elif result.gain >= settings.gain:
+    elif learns:
         return None
     if not large.any():
         return None
@@ -94,8 +111,14 @@ def _judged(window: Window, settings: Thresholds) -> Verdict | None:
     scale = max(abs(result.start), 1e-12)
     swing = result.high - result.low
     diverged = rise > settings.far * scale
+    # RMSprop's and Adam's first steps are large; small weights may pass through them unharmed.
+    thrown = moved.weight[-1] >= settings.thrown * moved.weight[0] or large[-1]
+    if not thrown and result.gain >= settings.hint:
+        return None
     moving = bool((moved.ratio[-2:] > 1e-4).any())
-    bounces = moving and not diverged and swing > 0.15 * scale and result.low < result.start
+    # What has thrown all weights away does not merely cross a valley.
+    bounces = moving and not (diverged or ruined) and swing > 0.15 * scale
+    bounces = bounces and result.low < result.start
     return Verdict(
         _origin(sound, moved, large), float(moved.ratio[large].max()), result, bounces, diverged
     )
@@ -114,6 +137,19 @@ def _origin(sound: Window, moved: Movement, large: NDArray[np.bool_]) -> int:
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.nan_to_num(np.diff(np.log(sizes)), nan=-np.inf)
     return int(sound.steps[first + int(growth.argmax())])
+
+
+def _ruined(moved: Movement, known: Course, result: Outcome, settings: Thresholds) -> bool:
+    """Whether the first steps left nothing of the first weights, and threw the loss up.
+
+    Weights that begin near 0, as those of a linear model may, grow as far without harm.
+    """
+    early = moved.weight[moved.steps <= settings.early_steps]
+    if not len(early):
+        return False
+    peak = known.loss[known.steps <= settings.early_steps].max()
+    gone = min(early[-1], moved.weight[-1]) >= settings.ruined * early[0] > 0
+    return bool(gone) and float(peak) >= settings.leap * result.start
 
 
 def _grown(

@@ -36,6 +36,9 @@ class Thresholds:
         2.5, "noise", "fall since the first losses, in units of the noise between batches"
     )
     rise: float = threshold(10.0, "noise", "rise that is a divergence, and no plateau")
+    noisy: float = threshold(
+        0.4, "1", "noise between batches / loss, beyond which a fall may hide in it"
+    )
     awake: float = threshold(
         1.5, "1", "growth of the gradient norm that says that learning is about to begin"
     )
@@ -60,6 +63,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     if result is None or np.ptp(medians) > settings.agree * error:
         return None
     if abs(_trend(recent, spread)) > settings.trend:
+        return None
+    if spread > settings.noisy * min(abs(result.start), abs(result.now)):
         return None
     if result.start - result.now > settings.gain * spread:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch.health.chain import links, sound_part
-from gradwatch.health.course import FIRST_STEPS, course, movement, outcome
+from gradwatch.health.course import FIRST_STEPS, Movement, course, movement, outcome, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -25,6 +25,10 @@ class Thresholds:
     share: float = threshold(0.7, "1", "part of the weight layers that shrank so")
     detail_frames: int = threshold(4, "detail frames", "fewest that show the decline")
     gain: float = threshold(4.0, "standard errors", "fall of the loss that shows that it learns")
+    driven: float = threshold(
+        0.7, "1", "shrinkage / update while the weights halve: decay moves them, not the gradient"
+    )
+    learnt: float = threshold(0.5, "1", "loss now / at first that excuses even that")
 
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
@@ -42,15 +46,20 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         whole = float(moved.weight[-1] / moved.weight[0])
     result = outcome(course(window))
     useless = result is not None and result.gain < settings.gain
-    if result is not None and not useless:
+    driven = result is not None and not useless
+    if result is not None and driven:
+        driven = result.now > settings.learnt * result.start
+        if not (driven and _shrinkage(moved, settings.remaining) >= settings.driven):
+            return None
+    limit = settings.collapsed if result is None else settings.remaining
+    # A layer is among those that shrink when it has gone half of the way, in octaves.
+    shrunk = left <= limit**0.5
+    if not (whole <= limit and shrunk.mean() >= settings.share):
         return None
-    limit = settings.remaining if useless else settings.collapsed
-    if not (whole <= limit and (left <= limit).mean() >= settings.share):
-        return None
-    if not moved.weight[-1] <= moved.weight[len(moved.weight) // 2]:
+    if not (driven or moved.weight[-1] <= moved.weight[len(moved.weight) // 2]):
         return None
     order = np.argsort(np.nan_to_num(left, nan=np.inf), kind="stable")
-    names = tuple(sound.layers[places[link]].name for link in order if left[link] <= limit)
+    names = tuple(sound.layers[places[link]].name for link in order if shrunk[link])
     first = int(moved.steps[np.flatnonzero(moved.weight <= 0.8 * moved.weight[0])[0]])
     return Finding(
         kind="weights_shrinking",
@@ -67,3 +76,13 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             "layers that shrank": f"{len(names)} of {len(places)}",
         },
     )
+
+
+def _shrinkage(moved: Movement, remaining: float) -> float:
+    """What part of a typical update was a loss of norm, until `remaining` of it was left."""
+    small = np.flatnonzero(moved.weight <= remaining * moved.weight[0])
+    count = int(small[0]) + 1 if len(small) else len(moved.weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = moved.weight[1:count] / moved.weight[: count - 1]
+        lost = 1 - left ** (1 / np.maximum(np.diff(moved.steps[:count]), 1))
+        return typical(lost / moved.ratio[1:count])
