@@ -40,7 +40,7 @@ class Thresholds:
     share: float = threshold(0.9, "1", "part of the layers that grow so")
     growth: float = threshold(1.3, "1", "growth in the first steps where the power is not clear")
     follows: float = threshold(
-        -0.1,
+        -0.2,
         "1",
         "autocorrelation of the changes of a layer's log(norm) from step to step: that of "
         "independent batches is -0.5, for what one step adds the next one takes; a sum's is 0 or "
@@ -50,7 +50,10 @@ class Thresholds:
         0.2, "1", "the same of the loss, above which it does not show that its batches differ"
     )
     calm: float = threshold(
-        0.12, "1", "jitter of the typical layer that goes with it; large sums swing slowly"
+        0.12,
+        "1",
+        "jitter of the typical layer / its growth in log(norm): sums have 0.002 to 0.09, gradients "
+        "that grow as learning begins 0.19 and more",
     )
 
 
@@ -116,7 +119,7 @@ def _smooth(sizes: NDArray[np.float64], losses: NDArray[np.float64], settings: T
     grows = typical[-1] >= np.log(settings.growth)
     slows = typical[half] - typical[0] >= typical[-1] - typical[half]
     changes = np.diff(sizes, axis=0)
-    calm = float(np.median(changes[half:].std(axis=0))) <= settings.calm
+    calm = float(np.median(changes[half:].std(axis=0))) <= settings.calm * typical[-1]
     follows = float(np.median(_autocorrelation(changes))) >= settings.follows
     differ = float(_autocorrelation(np.diff(losses)[:, None])[0]) <= settings.to_and_fro
     return bool(grows and slows and calm and follows and differ)
