@@ -249,10 +249,15 @@ class ActivationTaps:
         if not self._untaken or type(given) is not Tensor or given.grad_fn is None:
             return
         thread = threading.get_ident()
-        for node in _nearest_first(given.grad_fn):
+
+        def taken(node: Any) -> bool:
             call = self._untaken.pop((thread, node._sequence_nr()), None)
             if call is not None:
                 call.feeds = True
+            return call is not None
+
+        for _ in _nearest_first(given.grad_fn, taken):
+            pass
 
 
 def weights_of(layers: Sequence[Layer]) -> dict[int, int]:
@@ -304,10 +309,10 @@ def sampled(output: Tensor) -> Tensor | None:
     return part.clone(memory_format=torch.contiguous_format).view(-1)
 
 
-def _nearest_first(node: Any) -> Iterator[Any]:
+def _nearest_first(node: Any, ends: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
     """Nodes of autograd from one on back to the products with weights, and not behind those.
 
-    Nor behind a custom function: what is inside of it is not known.
+    Nor behind a custom function, for what is inside of it is not known, nor where it `ends`.
     """
     queue = deque([node])
     for _ in range(MAX_NODES):
@@ -315,7 +320,7 @@ def _nearest_first(node: Any) -> Iterator[Any]:
             return
         node = queue.popleft()
         yield node
-        if _kind_of(node) not in PRODUCTS and node.name()[-1].isdigit():
+        if not ends(node) and _kind_of(node) not in PRODUCTS and node.name()[-1].isdigit():
             queue.extend(before for before, _ in node.next_functions if before is not None)
 
 
