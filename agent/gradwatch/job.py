@@ -42,6 +42,7 @@ class Job:
         self.finished = False
         self._pid = os.getpid()
         self._watches: dict[int, OptimizerWatch] = {}
+        self.optimizers = 1  # that are watched, and share the budget
         self._names: set[str] = set()
         self._pending: dict[str, PendingFrame] = {}
         self._latest = ""  # the optimizer that stepped last: what `log` speaks of
@@ -71,6 +72,7 @@ class Job:
         watch = OptimizerWatch(self, optimizer, name, models)
         self._watches[id(optimizer)] = watch
         self._recorders[name] = watch.recorder
+        self.optimizers = sum(each.optimizer is not None for each in self._watches.values())
         for watch in self._watches.values():
             watch.layout_changed()
 

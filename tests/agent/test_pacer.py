@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import gradwatch
 from gradwatch.pacer import MAX_CREDIT_FRAMES, WARM_UP_STEPS, Pacer
+from gradwatch.wire.frame import Record
 
 times = st.lists(st.floats(0.0, 2.0), min_size=1, max_size=300)
 costs = st.floats(1e-6, 0.5)
@@ -106,3 +114,27 @@ def test_one_slow_frame_delays_the_next_only_by_what_it_cost() -> None:
     pacer.took(51, 1.0)
     waited = next(step for step in range(52, 1000) if pacer.due(step, 0.1))
     assert 95 <= waited - 51 <= 105
+
+
+def test_the_optimizers_of_a_job_share_its_time(
+    kept: Callable[[], list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: dict[int, float] = defaultdict(float)
+    due = Pacer.due
+
+    def counted(pacer: Pacer, step: int, elapsed_s: float) -> bool:
+        passed[id(pacer)] += elapsed_s
+        return due(pacer, step, elapsed_s)
+
+    monkeypatch.setattr(Pacer, "due", counted)
+    weights = [nn.Parameter(torch.ones(4)) for _ in range(3)]
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]
+    began = time.perf_counter()
+    with gradwatch.watch(nn.ParameterList(weights), optimizers):
+        for _ in range(20):
+            for weight, optimizer in zip(weights, optimizers, strict=True):
+                weight.grad = torch.ones(4)
+                optimizer.step()
+    took_s = time.perf_counter() - began
+    assert 0 < sum(passed.values()) <= took_s * len(passed) / len(optimizers)
+    assert kept()
