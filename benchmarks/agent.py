@@ -3,7 +3,7 @@
 On three models: an MLP of 20 layers x 256, a ResNet-50 and a decoder of GPT-2's size. Each way of
 watching is switched on for a few steps of one training, and off for as many right after, so that a
 busy machine slows both alike: what it adds is the median of their differences. `in hooks` is what
-the agent's own hooks took of it, `its thread` the processor time of the agent's thread for a step.
+the agent's own hooks took of it. What the agent's own thread takes is part of the defaults' share.
 The bars are multiples of one multi-tensor norm pass over the gradients. The flight recorder, which
 has a twentieth of the agent's budget for its samples, is timed beside them.
 
@@ -277,7 +277,6 @@ class Way:
     agent: Watched | None = None
     added_s: list[float] = field(default_factory=list[float])
     hooks_s: list[float] = field(default_factory=list[float])
-    thread_s: float = 0.0
 
 
 class Watched:
@@ -299,7 +298,6 @@ class Watched:
             self._time_the_recorder()
         self._mine = [dict(hooks) for hooks in self._hooks]
         self.hook_s = 0.0
-        self.steps = 0
         self.monitor = Monitor(self._job)
         self._clear()
         training.step()
@@ -309,7 +307,6 @@ class Watched:
         deadline = time.monotonic() + 10
         while self._job.outlet._queue and time.monotonic() < deadline:  # pyright: ignore[reportPrivateUsage]
             time.sleep(0.05)  # its thread imports what it needs, once
-        self._thread_from_s, self.steps = self._job.outlet.cpu_s, 0
 
     def _time_the_recorder(self) -> None:
         """The flight recorder has a budget of its own: with no limit it is timed by itself."""
@@ -334,7 +331,6 @@ class Watched:
         self._clear()
 
     def _call(self, place: int, *given: Any) -> None:
-        self.steps += place == 0
         started = clock()
         for hook in self._mine[place].values():
             hook(*given)
@@ -346,8 +342,8 @@ class Watched:
 
     @property
     def thread_s(self) -> float:
-        """Processor time of the agent's own thread, after its start."""
-        return self._job.outlet.cpu_s - self._thread_from_s
+        """Processor time of the agent's own thread."""
+        return self._job.outlet.cpu_s
 
     def close(self) -> None:
         self._job.finish("finished")
@@ -456,13 +452,12 @@ def measure(
         for way in ways:
             base_s.extend(compare(training, way, subject.block))
     progress.advance(f"{subject.name}, {subject.paced_steps} steps with the defaults")
-    share = defaults_share(training, defaults, subject.paced_steps)
+    in_hooks, in_thread = defaults_share(training, defaults, subject.paced_steps)
     progress.advance(f"{subject.name}, clipping")
     clip = clipping(training, norms, subject.rounds)
     for way in agents.values():
         assert way.agent is not None
         way.agent.close()
-        way.thread_s = way.agent.thread_s / way.agent.steps
     pass_s = statistics.median(passes)
     hooks = {name: statistics.median(way.hooks_s) for name, way in agents.items()}
     norm_s = hooks["gradwatch, norms every step"]
@@ -476,11 +471,7 @@ def measure(
             way.name: {
                 "added_s": (added_s := statistics.median(way.added_s)),
                 "step_ratio": 1 + added_s / step_s,
-                **(
-                    {"in_hooks_s": hooks[way.name], "thread_s": way.thread_s}
-                    if way.name in hooks
-                    else {}
-                ),
+                **({"in_hooks_s": hooks[way.name]} if way.name in hooks else {}),
             }
             for way in ways
         },
@@ -488,7 +479,8 @@ def measure(
         "flight_sample_s": statistics.median(norms.recorder_s),
         "norm_frame_passes_beyond_allowance": (norm_s - NORM_BAR_MS / 1e3) / pass_s,
         "detail_frame_passes": hooks["gradwatch, full detail every step"] / pass_s,
-        "defaults_share": share,
+        "defaults_share": in_hooks + in_thread,
+        "defaults_share_of_thread": in_thread,
         "clip_ratio": clip,
         "not_measured": missing,
     }
@@ -516,8 +508,8 @@ def compare(training: Training, way: Way, block: int) -> list[float]:
     return base_s
 
 
-def defaults_share(training: Training, agent: Watched, steps: int) -> float:
-    """Of the time of steps in a row: what the agent's hooks and its thread took."""
+def defaults_share(training: Training, agent: Watched, steps: int) -> tuple[float, float]:
+    """Of the time of steps in a row: what the agent's hooks took, and what its thread did."""
     with agent.on():
         training.step()
         agent.hook_s, thread_s = 0.0, agent.thread_s
@@ -525,7 +517,7 @@ def defaults_share(training: Training, agent: Watched, steps: int) -> float:
         for _ in range(steps):
             training.step()
         elapsed_s = clock() - started
-        return (agent.hook_s + agent.thread_s - thread_s) / elapsed_s
+        return agent.hook_s / elapsed_s, (agent.thread_s - thread_s) / elapsed_s
 
 
 def clipping(training: Training, agent: Watched, rounds: int) -> float:
@@ -670,17 +662,18 @@ def show(name: str, measured: dict[str, Any]) -> None:
         f"\n{name}: {measured['parameters'] / 1e6:.1f} M parameters in {measured['tensors']} "
         f"tensors, step {base_s * 1e3:.1f} ms, one norm pass {measured['norm_pass_s'] * 1e3:.2f} ms"
     )
-    print(f"{'':40}{'added ms':>10}{'of a step':>11}{'in hooks ms':>13}{'its thread ms':>15}")
+    print(f"{'':40}{'added ms':>10}{'of a step':>11}{'in hooks ms':>13}")
     for way, found in measured["ways"].items():
-        own = [f"{found[part] * 1e3:.2f}" for part in ("in_hooks_s", "thread_s") if part in found]
-        hooks, thread = own or ("", "")
+        hooks = f"{found['in_hooks_s'] * 1e3:>13.2f}" if "in_hooks_s" in found else ""
         added = found["added_s"]
-        print(f"{way:40}{added * 1e3:>10.2f}{added / base_s:>11.1%}{hooks:>13}{thread:>15}")
+        print(f"{way:40}{added * 1e3:>10.2f}{added / base_s:>11.1%}{hooks}")
     allowed = NORM_BAR_PASSES * measured["norm_pass_s"] * 1e3 + NORM_BAR_MS
     took = measured["ways"]["gradwatch, norms every step"]["in_hooks_s"] * 1e3
     bar("norm frame", took, allowed, "ms")
     bar("full detail frame", measured["detail_frame_passes"], DETAIL_BAR_PASSES, "passes")
     bar("defaults", 100 * measured["defaults_share"], 100 * DEFAULTS_BAR_SHARE, "% of the time")
+    thread = measured["defaults_share_of_thread"]
+    print(f"{'  of it, in its own thread':40}{100 * thread:>10.2f} % of the time")
     bar("clip_grad_norm_", measured["clip_ratio"], CLIP_BAR_RATIO, "x torch's own")
     print(f"{'flight recorder, a sample':40}{measured['flight_sample_s'] * 1e3:>10.2f} ms")
     for line in measured["not_measured"]:
