@@ -5,8 +5,8 @@ convolutional network has 50, ResNet-50 161, BERT 199, a transformer of 24 block
 takes 1 to 10 optimizer steps a second and sends norms at each and everything at every 20th, as the
 agent does by default. Its window is full, so a look at it is as dear as it gets. Each has sent new
 frames since the last look, so each is judged at every tick, GRADWATCH_JUDGE_EVERY_S apart. A worker
-keeps up when it is through with all of them before the next tick; one that is not looks at each less
-often, and always first at the one that has waited longest. What is measured is the processor
+keeps up when it is through with all of them before the next tick; one that is not looks at each
+less often, and always first at the one that has waited longest. What is measured is the processor
 time of one process from the rows in SQLite to findings brought in line, as Celery's task does it.
 """
 
