@@ -15,11 +15,13 @@ from .scenario import FAST, LONG, Scenario, Train, expect
 from .training import (
     Adapter,
     Data,
+    Gpt,
     Recurrent,
     an_optimizer,
     batch_of,
     digit_data,
     fit,
+    fit_text,
     mlp,
     regression_data,
     residual,
@@ -214,6 +216,21 @@ def no_zero_grad(watch: Watch, chance: Random) -> None:
     fit(watch, model, optimizer, 250, data, zero_grad=False)
 
 
+def no_zero_grad_swinging(watch: Watch, chance: Random) -> None:
+    """RMSprop's first step is ten times its rate: the sums leap, and then swing about."""
+    data = regression_data(chance)
+    model = mlp([16, *[64] * chance.randint(1, 3), 1], chance.choice([nn.ReLU, nn.Tanh]))
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=chance.choice([3e-3, 1e-2]))
+    fit(watch, model, optimizer, 150, data, F.mse_loss, zero_grad=False)
+
+
+def hot_gpt(watch: Watch, chance: Random) -> None:
+    """The first step throws all weights away; what is learnt since are the letters' frequencies."""
+    _, letters = text_tokens()
+    model = Gpt(letters, 32, 2)
+    fit_text(watch, model, torch.optim.AdamW(model.parameters(), lr=chance.choice([0.2, 0.3])), 200)
+
+
 def far_too_fast(watch: Watch, chance: Random) -> None:
     data, features, classes = some_data(chance)
     model = mlp([features, *[64] * chance.randint(2, 4), classes])
@@ -271,6 +288,14 @@ def old_head(watch: Watch, chance: Random) -> None:
     model = mlp([64, 64, 64, 5])
     optimizer = an_optimizer(chance, model)
     model[-1] = nn.Linear(64, 10)
+    fit(watch, model, optimizer, 120)
+
+
+def old_middle(watch: Watch, chance: Random) -> None:
+    """A hidden layer was replaced; the head is held, and the job learns without the layer."""
+    model = mlp([64, 64, 64, 64, 10], chance.choice([nn.ReLU, nn.GELU]))
+    optimizer = an_optimizer(chance, model)
+    model[2 * chance.choice([1, 2])] = nn.Linear(64, 64)
     fit(watch, model, optimizer, 120)
 
 
@@ -405,6 +430,13 @@ def heavy_decay(watch: Watch, chance: Random) -> None:
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=50.0)
     fit(watch, model, optimizer, 400, data)
+
+
+def decay_beside_learning(watch: Watch, chance: Random) -> None:
+    """Something is learnt, of weights that melt faster."""
+    model = mlp([64, 96, 96, 10])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=20.0)
+    fit(watch, model, optimizer, 400)
 
 
 def one_bad_batch(watch: Watch, chance: Random) -> None:
@@ -585,6 +617,17 @@ FAULTY: tuple[Scenario, ...] = (
     Scenario("F15 masked row", masked_row, (expect("non_finite", onset=60, within=0),)),
     Scenario("F16 no zero_grad", no_zero_grad, (expect("missing_zero_grad", within=FAST),)),
     Scenario(
+        "F16 no zero_grad, RMSprop",
+        no_zero_grad_swinging,
+        (expect("missing_zero_grad", within=FAST),),
+    ),
+    Scenario(
+        "F17 GPT x 100",
+        hot_gpt,
+        (expect("learning_rate_too_high", "divergence", "oscillation", within=FAST),),
+        frozenset({"exploding", "non_finite"}),
+    ),
+    Scenario(
         "F17 rate x 100",
         far_too_fast,
         (expect("learning_rate_too_high", "divergence", within=FAST),),
@@ -600,6 +643,7 @@ FAULTY: tuple[Scenario, ...] = (
     Scenario("F46 XOR", xor_too_fast, (expect("oscillation", "learning_rate_too_high"),)),
     Scenario("F19 rate / 10,000", far_too_slow, (expect("learning_rate_too_low"),)),
     Scenario("F20 head replaced", old_head, (expect("never_updated", within=FAST),)),
+    Scenario("F20 middle replaced", old_middle, (expect("never_updated", within=FAST),)),
     Scenario("F21 cut branch", cut_branch, (expect("disconnected", within=20),)),
     Scenario("F22 frozen adapter", frozen_adapter, (expect("disconnected", within=20),)),
     Scenario("F23 softmax twice", double_softmax, (), frozenset({"plateau"})),
@@ -628,6 +672,7 @@ FAULTY: tuple[Scenario, ...] = (
         (expect("weights_shrinking", "plateau"),),
         frozenset({"plateau", "vanishing"}),
     ),
+    Scenario("F36 decay of 20", decay_beside_learning, (expect("weights_shrinking"),)),
     Scenario("F37 one bad batch", one_bad_batch, (expect("loss_spike", onset=300, within=5),)),
     Scenario(
         "F38 creeping",

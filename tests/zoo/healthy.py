@@ -523,6 +523,80 @@ def policy_gradient(watch: Watch, chance: Random) -> None:
         monitor.log(loss=loss.detach())
 
 
+def bandit(watch: Watch, chance: Random) -> None:
+    """REINFORCE with a baseline: large steps of few weights, and a loss that ends at 0 or below."""
+    arms = chance.choice([4, 6])
+    worth = torch.randn(arms)
+    model = nn.Linear(1, arms)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    monitor = watch(model, optimizer)
+    baseline = 0.0
+    for _ in range(400):
+        policy = torch.distributions.Categorical(logits=model(torch.ones(32, 1)))
+        action = policy.sample()
+        reward = worth[action] + 0.3 * torch.randn(32)
+        loss = -(policy.log_prob(action) * (reward - baseline)).mean()
+        baseline = 0.9 * baseline + 0.1 * float(reward.mean())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.log(loss=loss.detach())
+
+
+def single_samples(watch: Watch, chance: Random) -> None:
+    """Squared errors of one sample each: they vary by more than they fall."""
+    model = mlp([16, 32, 1], nn.Tanh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = regression_data(chance)
+    fit(watch, model, optimizer, 800, data, F.mse_loss, batch_size=1)
+
+
+def penalised_critic(watch: Watch, chance: Random) -> None:
+    """A critic with a gradient penalty: its norms grow as smoothly as sums do, and so its loss."""
+    images, _ = digit_data()
+    critic = mlp([64, 64, 64, 1], lambda: nn.LeakyReLU(0.2))
+    generator = mlp([8, 64, 64])
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
+    monitor = watch(critic, optimizer)
+    for _ in range(250):
+        real = images[torch.randint(len(images), (64,))]
+        fake = torch.sigmoid(generator(torch.randn(64, 8))).detach()
+        share = torch.rand(64, 1)
+        between = (share * real + (1 - share) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        penalty = ((slope.norm(dim=1) - 1) ** 2).mean()
+        loss = critic(fake).mean() - critic(real).mean() + 10 * penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.log(loss=loss.detach())
+
+
+def two_optimizers(watch: Watch, chance: Random) -> None:
+    """Of body and head, each with an optimizer of its own, one alone is watched."""
+    model = mlp([64, 64, 64, 10])
+    body = torch.optim.Adam(model[:-1].parameters(), lr=1e-3)
+    head = torch.optim.SGD(model[-1].parameters(), lr=0.1)
+
+    def clear(_: int) -> None:
+        head.zero_grad()
+
+    def step(_: int) -> None:
+        head.step()
+
+    fit(watch, model, body, 250, before=clear, after_step=step)
+
+
+def tied_late(watch: Watch, chance: Random) -> None:
+    """The head shares the embedding's weight since after the optimizer was built."""
+    _, letters = text_tokens()
+    model = Gpt(letters, 32, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    assert model.head is not None
+    model.head.weight = model.token.weight
+    fit_text(watch, model, optimizer, 150)
+
+
 def deep_plain(watch: Watch, chance: Random) -> None:
     """Ten plain layers, well initialised."""
     activation = chance.choice([nn.ReLU, nn.Tanh])
@@ -572,6 +646,11 @@ HEALTHY: tuple[Scenario, ...] = (
     Scenario("H27 curriculum", curriculum),
     Scenario("H28 LBFGS", lbfgs),
     Scenario("H29 weight average", weight_average),
+    Scenario("H06 two optimizers", two_optimizers),
+    Scenario("H03 GPT, tied late", tied_late),
+    Scenario("H13 penalised critic", penalised_critic),
+    Scenario("H16 bandit", bandit),
+    Scenario("H21 single samples", single_samples),
     Scenario("H regression", deep_supervision),
     Scenario("H autoencoder", autoencoder),
     Scenario("H ten plain layers", deep_plain),
