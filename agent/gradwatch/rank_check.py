@@ -23,7 +23,7 @@ MAX_DOUBLINGS = 10
 class _Took(NamedTuple):
     """One step of this rank."""
 
-    seconds: float  # all of it, but for the agent
+    seconds: float  # all of it, but for the agent and the wait for a core
     waits: Sequence[Span]
 
     @property

@@ -7,6 +7,8 @@ one: the first is queued by a parameter's hook, before DDP queues its own, and q
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,16 +37,36 @@ class WaitClock:
         self._queued = False
         self._began: Any = None
         self._spans: list[Span] = []
+        self._starved_s = 0.0  # until now
+        self._cores: int | None = None  # where the system tells that
+        with contextlib.suppress(OSError):
+            self._cores = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self._handle = parameter.register_post_accumulate_grad_hook(self._reached)
 
     def remove(self) -> None:
         """Take the hook away."""
         self._handle.remove()
+        if self._cores is not None:
+            os.close(self._cores)
+            self._cores = None
 
     def take(self) -> list[Span] | None:
         """The waits since this was asked last; None when no backward pass reached the parameter."""
         spans, self._spans = self._spans, []
         return spans or None
+
+    def starved_s(self) -> float:
+        """Seconds since this was asked last in which the thread was ready and no core was free.
+
+        Of the thread that made this clock; 0 where the system does not tell. On a machine that has
+        more to do than cores this falls on one rank now, on another then.
+        """
+        if self._cores is None:
+            return 0.0
+        before = self._starved_s
+        # On Linux: nanoseconds on a core, nanoseconds in wait of one, and how often.
+        self._starved_s = int(os.pread(self._cores, 100, 0).split()[1]) / 1e9
+        return self._starved_s - before
 
     def _reached(self, _: Tensor) -> None:
         if self._queued:

@@ -123,7 +123,10 @@ def test_the_end_of_each_backward_pass_is_timed_and_the_model_stays_an_ordinary_
     pickle.loads(pickle.dumps(model))(torch.ones(1, 3)).sum().backward()
     torch.save(model, tmp_path / "model.pt")
     assert clock.take() is None
+    assert 0 <= clock.starved_s() < 1000
+    assert clock.starved_s() < 100
     clock.remove()
+    assert clock.starved_s() == 0
     model(torch.ones(1, 3)).sum().backward()
     assert clock.take() is None
     assert faults == []
