@@ -85,11 +85,11 @@ class OptimizerWatch:
         self._broken = False
         self._scaler: GradScaler | None = None  # within its step, until ours is reached
         self._started_at = 0.0
-        self._elapsed_s = 0.0
+        self._paced_s = 0.0  # of the last step, this watch's part
         given = models or ()
-        self._order: ExecutionOrder | None = ExecutionOrder(
-            layer.parameter for layer in named_layers(given)
-        )
+        # One parameter, as of an optimizer in the backward pass, has no order.
+        ordered = named_layers(given) if len(self.held()) > 1 else ()
+        self._order: ExecutionOrder | None = ExecutionOrder(layer.parameter for layer in ordered)
         settings = job.settings
         copies = any(type(model).__name__ in PARALLEL_WRAPPERS for model in given)
         # Under DDP every rank holds the same gradients: the others only show whether they drift.
@@ -184,7 +184,7 @@ class OptimizerWatch:
         try:
             if self._job.alive and self._faults < MAX_FAULTS:
                 self.locator.begin()
-                if self._detail_pacer.expects(self.step + 1, self._elapsed_s) and not self._replica:
+                if self._detail_pacer.expects(self.step + 1, self._paced_s) and not self._replica:
                     self._taps.open(self._layers, self._modules)
         except Exception as error:
             self._failed("trace", error)
@@ -204,7 +204,9 @@ class OptimizerWatch:
     ) -> None:
         started = time.perf_counter()
         elapsed_s = started - self._started_at if self._started_at else 0.0
-        self._started_at, self._elapsed_s = started, elapsed_s
+        self._started_at = started
+        # The budget is the job's: its optimizers share it.
+        self._paced_s = paced_s = elapsed_s / self._job.optimizers
         self.step += 1
         clipped, self._job.clipped = self._job.clipped, None
         detail_s, other_s = self._job.uncharged_cost_s()
@@ -212,8 +214,8 @@ class OptimizerWatch:
         self._norm_pacer.charge(other_s)
         overflow, skipped = _overflow(optimizer, skipped)
         # Both buckets fill at every step, so both are asked.
-        norm_due = self._norm_pacer.due(self.step, elapsed_s) and not skipped
-        detail_due = self._detail_pacer.due(self.step, elapsed_s) and not skipped
+        norm_due = self._norm_pacer.due(self.step, paced_s) and not skipped
+        detail_due = self._detail_pacer.due(self.step, paced_s) and not skipped
         detail_due = detail_due and not self._replica
         if self._wait_clock is not None:
             lost_s = self._cost_s + self._wait_clock.starved_s()
@@ -261,7 +263,7 @@ class OptimizerWatch:
         if compare:
             self._rank_check.took(cost_s)
         if not broken and not skipped:
-            self._record(optimizer, elapsed_s)
+            self._record(optimizer, paced_s)
         self._cost_s = time.perf_counter() - started
 
     def _measured(
@@ -286,9 +288,9 @@ class OptimizerWatch:
             self.locator.keep(weights, self.step)
             self.locator.arm()
 
-    def _record(self, optimizer: torch.optim.Optimizer, elapsed_s: float) -> None:
+    def _record(self, optimizer: torch.optim.Optimizer, paced_s: float) -> None:
         """Keep what the flight recorder may see of this step."""
-        if not self.recorder.pacer.due(self.step, elapsed_s) or self._replica:
+        if not self.recorder.pacer.due(self.step, paced_s) or self._replica:
             return
         started = time.perf_counter()
         scale = carried_scale(optimizer)
