@@ -136,7 +136,10 @@ def _still(
         row = int(last[place])
         before = float(median(norms[: moved.rows[row] + 1, place]))
         after = float(median(norms[moved.rows[row] :, place]))
-        slower = rate[np.flatnonzero(resting[:, place])[-1]] < settings.alike * rate[row]
+        # Of what the rate ever was: a schedule that ran out is another story.
+        slower = (
+            rate[np.flatnonzero(resting[:, place])[-1]] < settings.alike * rate[: row + 1].max()
+        )
         still[place] = after >= settings.alike * before and not slower
         since[place] = moved.steps[row]
     return still, since
