@@ -23,11 +23,12 @@ FAULTY = (
     "F24 shuffled labels", "F25 equal units", "F26 fp16 underflow", "F28 clipped to nothing",
     "F29 lost to rounding", "F34 saturated tanh", "F34 saturated convolutions",
     "F36 heavy decay", "F37 one bad batch",
+    "F30 no_sync left on", "F42 norms under tensor parallelism",
 )  # fmt: skip
 HEALTHY = (
     "H01 ReLU MLP", "H06 frozen backbone", "H08 LoRA", "H12 restarts", "H13 GAN", "H14 experts",
     "H16 Q-learning", "H16 bandit", "H18 small batches", "H20 loss x 1e4", "H22 rare head",
-    "H23 pruned",
+    "H23 pruned", "H35 pipeline of twins",
 )  # fmt: skip
 SEED = 3
 
