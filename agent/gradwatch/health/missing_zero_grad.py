@@ -24,12 +24,16 @@ class Thresholds:
         0.4, "1", "growth as a power of the step: sums of independent gradients have 0.5, of equal "
         "ones 1"
     )  # fmt: skip
-    steepest: float = threshold(1.7, "1", "beyond this it is an explosion and no sum")
+    steepest: float = threshold(
+        1.7, "1", "the same power; beyond it, on the whole or from first to last, is an explosion"
+    )
     error: float = threshold(
         0.2, "1", "RMS deviation of log(norm) from that power; sums have 0.03 to 0.11"
     )
     first: float = threshold(
-        1.15, "1", "norm at the second step / at the first; a sum has 1.4 to 2"
+        1.25,
+        "1",
+        "norm at the second step / at the first; a sum has 1.4 to 2, less where batches pull apart",
     )
     jitter: float = threshold(
         0.05,
@@ -80,7 +84,9 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     late = float(np.std(changes[len(changes) // 2 :]))
     power = settings.slope <= slope <= settings.steepest and error <= settings.error
     power &= late <= settings.jitter and float(changes.min()) >= -settings.jitter
-    smooth = slope <= settings.steepest and _smooth(np.log(norms), _losses(sound, rows), settings)
+    smooth = slope <= settings.steepest and _smooth(
+        time, np.log(norms), _losses(sound, rows), settings
+    )
     if not ((power or smooth) and growth >= expected and grown >= settings.share):
         return None
     step = int(sound.steps[0])
@@ -106,17 +112,23 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     )
 
 
-def _smooth(sizes: NDArray[np.float64], losses: NDArray[np.float64], settings: Thresholds) -> bool:
+def _smooth(
+    time: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    settings: Thresholds,
+) -> bool:
     """Whether the layers' log(norm) grows as smoothly as a sum does, of batches that differ.
 
-    sizes: float64[rows, layers]. losses: those of the same steps. Gradients of differing batches go
-    to and fro as their losses do.
+    time: log(step). sizes: float64[rows, layers]. losses: those of the same steps. Gradients of
+    differing batches go to and fro as their losses do.
     """
     if len(losses) < settings.frames:
         return False
     half = len(sizes) // 2
     typical = np.median(sizes - sizes[0], axis=1)
-    grows = typical[-1] >= np.log(settings.growth)
+    most = settings.steepest * (time[-1] - time[0])
+    grows = np.log(settings.growth) <= typical[-1] <= most
     slows = typical[half] - typical[0] >= typical[-1] - typical[half]
     changes = np.diff(sizes, axis=0)
     calm = float(np.median(changes[half:].std(axis=0))) <= settings.calm * typical[-1]
