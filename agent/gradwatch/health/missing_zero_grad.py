@@ -25,13 +25,13 @@ class Thresholds:
         "ones 1"
     )  # fmt: skip
     steepest: float = threshold(
-        1.7, "1", "the same power; beyond it, on the whole or from first to last, is an explosion"
+        1.7, "1", "the same power; beyond it, on the whole or from second to last, is an explosion"
     )
     error: float = threshold(
         0.2, "1", "RMS deviation of log(norm) from that power; sums have 0.03 to 0.11"
     )
     first: float = threshold(
-        1.25,
+        1.15,
         "1",
         "norm at the second step / at the first; a sum has 1.4 to 2, less where batches pull apart",
     )
@@ -42,6 +42,9 @@ class Thresholds:
         "sum of t by a 1/t at most, fresh batches by 0.1 and more",
     )
     share: float = threshold(0.9, "1", "part of the layers that grow so")
+    keeps: float = threshold(
+        0.5, "1", "norm / that of the step before: a step that halves a sum has to undo half of it"
+    )
     growth: float = threshold(1.3, "1", "growth in the first steps where the power is not clear")
     follows: float = threshold(
         -0.2,
@@ -51,7 +54,7 @@ class Thresholds:
         "more",
     )
     to_and_fro: float = threshold(
-        0.2, "1", "the same of the loss, above which it does not show that its batches differ"
+        0.35, "1", "the same of the loss, above which it does not show that its batches differ"
     )
     calm: float = threshold(
         0.12,
@@ -127,14 +130,16 @@ def _smooth(
         return False
     half = len(sizes) // 2
     typical = np.median(sizes - sizes[0], axis=1)
-    most = settings.steepest * (time[-1] - time[0])
+    # From the second step on: the first update may throw the weights far off.
+    most = typical[1] + settings.steepest * (time[-1] - time[1])
     grows = np.log(settings.growth) <= typical[-1] <= most
+    holds = np.diff(typical).min() >= np.log(settings.keeps)
     slows = typical[half] - typical[0] >= typical[-1] - typical[half]
     changes = np.diff(sizes, axis=0)
     calm = float(np.median(changes[half:].std(axis=0))) <= settings.calm * typical[-1]
     follows = float(np.median(_autocorrelation(changes))) >= settings.follows
     differ = float(_autocorrelation(np.diff(losses)[:, None])[0]) <= settings.to_and_fro
-    return bool(grows and slows and calm and follows and differ)
+    return bool(grows and holds and slows and calm and follows and differ)
 
 
 def _autocorrelation(changes: NDArray[np.float64]) -> NDArray[np.float64]:
