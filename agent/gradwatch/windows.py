@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layers, Window
 from gradwatch.wire.frame import Frame, LayerInfo, Manifest
 from gradwatch.wire.statistics import BY_NAME
 
@@ -25,6 +25,8 @@ class Layout:
 
     def __init__(self, manifests: Sequence[Manifest]) -> None:
         self.layers: list[LayerInfo] = manifests[-1].layers if manifests else []
+        # Of all its windows, which share what is found out of it.
+        self.judged = Layers(self.layers)
         place = {layer.name: index for index, layer in enumerate(self.layers)}
         self._columns: dict[int, NDArray[np.int64]] = {}
         for manifest in manifests:
@@ -62,7 +64,7 @@ def window_of(layout: Layout, frames: Iterable[Frame]) -> Window:
     missing = float("nan")
     return Window(
         steps=np.array([frame.step for frame in listed], dtype=np.int64),
-        layers=layout.layers,
+        layers=layout.judged,
         statistics=_tables(layout, listed, tuple(BY_NAME)),
         scalars={name: np.array([each.get(name, missing) for each in scalars]) for name in names},
         reported={

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
 import re
 import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gradwatch.health import exploding, learning_rate_too_high
+from gradwatch.health import chain, exploding, learning_rate_too_high
 from gradwatch.health.course import Movement
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DETECTORS, Settings, Verdict, judge, settings_of, verdict
 from gradwatch.health.kinds import KINDS
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Layers, Window
 from gradwatch.wire.statistics import BY_NAME
 
 from .windows import mlp, rows, window, with_loss, with_statistic
@@ -95,6 +99,37 @@ def test_updates_are_judged_once_for_all_the_kinds_that_ask(
     monkeypatch.setattr(learning_rate_too_high, "too_large", counted)
     judge(thrown_about())
     assert len(asked) == 1
+
+
+def test_what_follows_from_layers_is_found_once_for_all_windows_that_share_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    made = chain.bias_places_of
+
+    def counted(layers: Sequence[Layer]) -> list[int]:
+        asked.append(layers)
+        return made(layers)
+
+    monkeypatch.setattr(chain, "bias_places_of", counted)
+    layers = Layers(mlp(4))
+    looks = [replace(window(mlp(4), FLAT * scale), layers=layers) for scale in (1.0, 2.0)]
+    for look in looks:
+        chain.bias_places(look)
+        chain.bias_places(look.until(10))
+    assert len(asked) == 1
+
+
+def test_a_window_is_freed_as_soon_as_it_was_judged() -> None:
+    gc.disable()
+    try:
+        judged = thrown_about()
+        assert judge(judged)
+        left = weakref.ref(judged.statistics["norm"])
+        del judged
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,31 @@ def is_stray(layer: Layer) -> bool:
 
 def links(window: Window) -> list[int]:
     """Places in window.layers of the weight layers, the input's first."""
-    return window.once(_links)
+    return window.of_layers(links_of)
 
 
-def _links(window: Window) -> list[int]:
-    places = [place for place, layer in enumerate(window.layers) if is_link(layer)]
-    return sorted(places, key=lambda place: (window.layers[place].depth, place))
+def links_of(layers: Sequence[Layer]) -> list[int]:
+    """Places of the weight layers, the input's first."""
+    places = [place for place, layer in enumerate(layers) if is_link(layer)]
+    return sorted(places, key=lambda place: (layers[place].depth, place))
+
+
+def optimized(window: Window) -> NDArray[np.bool_]:
+    """Layers that the optimizer holds. bool[layers]."""
+    return window.of_layers(_optimized)
+
+
+def _optimized(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+    return np.array([layer.optimized for layer in layers], dtype=np.bool_)
+
+
+def trainable(window: Window) -> NDArray[np.bool_]:
+    """Layers that ask for a gradient. bool[layers]."""
+    return window.of_layers(_trainable)
+
+
+def _trainable(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+    return np.array([layer.trainable for layer in layers], dtype=np.bool_)
 
 
 def bias_places(window: Window) -> list[int]:
@@ -72,32 +91,33 @@ def bias_places(window: Window) -> list[int]:
 
     A unit's bias has gradient 0 exactly when no gradient arrives at the unit, whatever its input.
     """
-    return window.once(_bias_places)
+    return window.of_layers(bias_places_of)
 
 
-def _bias_places(window: Window) -> list[int]:
-    by_name = {layer.name: place for place, layer in enumerate(window.layers)}
-    order = sorted(range(len(window.layers)), key=lambda place: (window.layers[place].depth, place))
+def bias_places_of(layers: Sequence[Layer]) -> list[int]:
+    """For each of the weight layers the place of its bias: see bias_places."""
+    by_name = {layer.name: place for place, layer in enumerate(layers)}
+    order = sorted(range(len(layers)), key=lambda place: (layers[place].depth, place))
     position = {place: number for number, place in enumerate(order)}
     found: list[int] = []
-    for place in links(window):
-        layer = window.layers[place]
+    for place in links_of(layers):
+        layer = layers[place]
         module, _, leaf = layer.name.rpartition(".")
         prefix = f"{module}." if module else ""
         own = {prefix + leaf.replace("weight", "bias"), prefix + "bias"}
         names = [by_name[name] for name in sorted(own) if name in by_name and name != layer.name]
-        after = _norm_after(window, order, position[place] + 1)
+        after = _norm_after(layers, order, position[place] + 1)
         candidates = names or ([after] if after is not None else [])
-        fitting = [c for c in candidates if window.layers[c].shape == layer.shape[:1]]
+        fitting = [c for c in candidates if layers[c].shape == layer.shape[:1]]
         found.append(fitting[0] if fitting else -1)
     return found
 
 
-def _norm_after(window: Window, order: list[int], start: int) -> int | None:
+def _norm_after(layers: Sequence[Layer], order: list[int], start: int) -> int | None:
     """The bias of the first normalisation before the next weight layer, from `start` on."""
     for position in range(start, len(order)):
         place = order[position]
-        layer = window.layers[place]
+        layer = layers[place]
         if is_link(layer):
             return None
         if layer.role == "norm" and layer.name.endswith("bias"):
@@ -112,11 +132,11 @@ def rms(window: Window, rows: NDArray[np.intp] | slice = EVERY) -> NDArray[np.fl
 
 def roots(window: Window) -> NDArray[np.float32]:
     """Square root of each layer's number of elements. float32[layers]."""
-    return window.once(_roots)
+    return window.of_layers(_roots)
 
 
-def _roots(window: Window) -> NDArray[np.float32]:
-    sizes = np.array([max(prod(layer.shape), 1) for layer in window.layers], dtype=np.float64)
+def _roots(layers: Sequence[Layer]) -> NDArray[np.float32]:
+    sizes = np.array([max(prod(layer.shape), 1) for layer in layers], dtype=np.float64)
     return np.sqrt(sizes).astype(np.float32)
 
 
@@ -128,19 +148,26 @@ def chain_of(window: Window) -> Chain:
 def _chain_of(window: Window) -> Chain:
     places = links(window)
     norm = window.statistic("norm")
-    biases = np.array(bias_places(window), dtype=np.int64)
-    # A normalisation's bias says whether gradient arrives, but not how much the weights get.
-    plain = [bias >= 0 and window.layers[bias].role == "bias" for bias in biases.tolist()]
-    has = np.flatnonzero(plain)
+    names, has, biases = window.of_layers(_names_and_biases)
     bias_rms = np.full((len(window.steps), len(places)), np.nan, dtype=np.float32)
-    bias_rms[:, has] = norm[:, biases[has]] / roots(window)[biases[has]]
+    bias_rms[:, has] = norm[:, biases] / roots(window)[biases]
     return Chain(
         layers=tuple(places),
-        names=tuple(window.layers[place].name for place in places),
+        names=names,
         rms=norm[:, places] / roots(window)[places],
         bias_rms=bias_rms,
         relative=relative_size(window, places),
     )
+
+
+def _names_and_biases(
+    layers: Sequence[Layer],
+) -> tuple[tuple[str, ...], NDArray[np.intp], NDArray[np.int64]]:
+    """Names of the weight layers; which of them have a bias, and the place of each such bias."""
+    biases = np.array(bias_places_of(layers), dtype=np.int64)
+    # A normalisation's bias says whether gradient arrives, but not how much the weights get.
+    has = np.flatnonzero([bias >= 0 and layers[bias].role == "bias" for bias in biases.tolist()])
+    return tuple(layers[place].name for place in links_of(layers)), has, biases[has]
 
 
 def relative_size(window: Window, places: Sequence[int]) -> NDArray[np.float32]:
@@ -177,7 +204,8 @@ def _broken_steps(window: Window) -> NDArray[np.bool_]:
 
 def sound_part(window: Window) -> Window:
     """The steps whose gradients were measured and finite: what most detectors reason about."""
-    return window.once(_sound_part)
+    sound = window.once(_sound_part)
+    return window if sound is None else sound
 
 
 def total_norm(window: Window) -> NDArray[np.float64]:
@@ -189,10 +217,9 @@ def _total_norm(window: Window) -> NDArray[np.float64]:
     return root_sum_squares(window.statistic("norm"))
 
 
-def _sound_part(window: Window) -> Window:
+def _sound_part(window: Window) -> Window | None:
+    """None for all of it: a window that kept itself would not be freed before the next sweep."""
     keep = ~broken_steps(window)
     if window.measured is not None:
         keep &= window.measured
-    if keep.all():
-        return window
-    return window.only(keep)
+    return None if keep.all() else window.only(keep)

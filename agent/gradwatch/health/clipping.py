@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch.health.chain import sound_part, total_norm
-from gradwatch.health.course import course, network_weight, outcome
+from gradwatch.health.course import network_weight, outcome
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -48,7 +48,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     before = sound.scalar("total_norm_before_clip")
     cut = float(np.nanmedian(before / sizes)) if np.isfinite(before).any() else float("nan")
     relative = limit / max(float(network_weight(sound)[-1]), 1e-300)
-    result = outcome(course(window))
+    result = outcome(window)
     now = int(sound.steps[-1])
     stuck = result is not None and result.gain < settings.gain and now >= settings.patience
     if not (relative <= settings.crushed or cut >= settings.cut or stuck):

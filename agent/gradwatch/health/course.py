@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import broken_steps, links, weight_norms
+from gradwatch.health.chain import broken_steps, links, links_of, weight_norms
 from gradwatch.health.robust import median, middle, root_sum_squares
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Window
 
 # Median absolute deviation of a normal distribution, in standard deviations.
 MAD_SIGMA = 0.6745
 # A run's beginning must be in view before anything is said of what it has not achieved.
 FIRST_STEPS = 10
+# Losses that stand for it.
+FIRST_LOSSES = 5
 # More than this share of the first losses below 0 makes it a loss that measures nothing.
 SIGN_LOSSES, SIGN_SHARE = 20, 0.1
 
@@ -72,12 +75,17 @@ class Outcome(NamedTuple):
     gain: float  # (start - now) / standard error: large and positive when it learns
 
 
-def outcome(known: Course, first: int = 5, last: int = 25) -> Outcome | None:
+def outcome(window: Window, last: int = 25) -> Outcome | None:
     """Where the loss stands; None when the beginning or the present is not in view, or it measures
     nothing.
 
-    first, last: losses that stand for the beginning and the present.
+    last: losses that stand for the present.
     """
+    return window.once(_outcome, last)
+
+
+def _outcome(window: Window, last: int) -> Outcome | None:
+    known, first = course(window), FIRST_LOSSES
     if not (known.from_start and len(known.loss) >= first + last and telling(known)):
         return None
     beginning, present = known.loss[:first], known.loss[-last:]
@@ -114,11 +122,7 @@ def _movement(sound: Window) -> Movement:
     rows = np.flatnonzero(np.isfinite(norms).any(axis=1))
     norms = norms[rows].astype(np.float64)
     moved = sound.statistic("update_ratio")[rows].astype(np.float64)
-    places = [
-        place
-        for place in links(sound)
-        if sound.layers[place].optimized and sound.layers[place].trainable
-    ]
+    places = sound.of_layers(_moved)
     here, size = moved[:, places], norms[:, places]
     known = np.isfinite(here) & np.isfinite(size)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -127,6 +131,12 @@ def _movement(sound: Window) -> Movement:
         ratio = np.sqrt((np.where(known, here, 0.0) ** 2 * squares).sum(axis=1))
         ratio = np.where(known.any(axis=1), ratio / np.sqrt(squares.sum(axis=1)), np.nan)
     return Movement(sound.steps[rows], rows, ratio, moved, weight)
+
+
+def _moved(layers: Sequence[Layer]) -> list[int]:
+    """Places of the weight layers that the optimizer moves, the input's first."""
+    places = links_of(layers)
+    return [place for place in places if layers[place].optimized and layers[place].trainable]
 
 
 def network_weight(sound: Window) -> NDArray[np.float64]:

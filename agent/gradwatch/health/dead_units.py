@@ -6,17 +6,18 @@ each of the last detail frames. A norm of 0 alone says nothing, for a float32 no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import bias_places, links, rms, sound_part
+from gradwatch.health.chain import bias_places_of, links_of, rms, sound_part
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median, onset
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Window
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,8 @@ def dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
 def _dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     fractions = sound.statistic("dead_fraction")
     norms = sound.statistic("norm")
-    # A transposed convolution's first dimension is its input, so its rows say nothing of its units.
-    measured = [
-        place
-        for place in links(sound)
-        if not sound.layers[place].module.startswith("ConvTranspose")
-        and not np.isnan(fractions[:, place]).all()
-    ]
+    known = np.logical_or.reduce(~np.isnan(fractions), axis=0)
+    measured = [place for place in sound.of_layers(_by_unit) if known[place]]
     frames = np.flatnonzero((~np.isnan(fractions[:, measured])).any(axis=1))
     none = np.zeros(len(measured), dtype=np.bool_)
     if not len(frames):
@@ -159,6 +155,14 @@ def _dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
         reached = bool(zero.item(link)) and (reached or bool(whole.item(link)))
     flagged = suspected & _lasting(sound, frames, share >= limit, settings)
     return DeadLayers(measured, share, frames, flagged, silenced, suspected)
+
+
+def _by_unit(layers: Sequence[Layer]) -> list[int]:
+    """Places of the weight layers whose rows are units, the input's first."""
+    # A transposed convolution's first dimension is its input, so its rows say nothing of its units.
+    return [
+        place for place in links_of(layers) if not layers[place].module.startswith("ConvTranspose")
+    ]
 
 
 def _limit(sound: Window, measured: list[int], settings: Thresholds) -> NDArray[np.float64]:
@@ -204,8 +208,14 @@ def _confirmed(
 
 def _biases(sound: Window, measured: list[int]) -> NDArray[np.int64]:
     """Place of each measured layer's bias, -1 for none. int64[n]."""
-    of = dict(zip(links(sound), bias_places(sound), strict=True))
-    return np.array([of[place] for place in measured], dtype=np.int64)
+    return sound.of_layers(_bias_of)[measured]
+
+
+def _bias_of(layers: Sequence[Layer]) -> NDArray[np.int64]:
+    """Place of each layer's bias, -1 for none and for what is no weight layer. int64[layers]."""
+    found = np.full(len(layers), -1, dtype=np.int64)
+    found[links_of(layers)] = bias_places_of(layers)
+    return found
 
 
 def _underflowed(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradwatch.health.chain import is_stray
+from gradwatch.health.chain import is_stray, optimized, trainable
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -37,8 +37,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         window = window.only(window.measured)
     if len(window.steps) < settings.frames or "norm" not in window.statistics:
         return None
-    held = np.array([layer.optimized for layer in window.layers], dtype=np.bool_)
-    wanted = held & np.array([layer.trainable for layer in window.layers], dtype=np.bool_)
+    held = optimized(window)
+    wanted = held & trainable(window)
     present = ~np.isnan(window.statistic("norm")) | (window.statistic("nonfinite") > 0)
     nothing = bool(held.any()) and not present[:, held].any()
     if nothing:

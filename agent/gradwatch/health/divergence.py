@@ -9,6 +9,7 @@ import numpy as np
 from gradwatch.health.chain import sound_part, total_norm
 from gradwatch.health.course import course, network_weight, noise
 from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.robust import middle
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 from gradwatch.health.words import kept, spoken
@@ -40,10 +41,10 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     if not known.from_start or min(len(known.loss), len(sound.steps)) < settings.losses:
         return None
     first = known.loss[: settings.last]
-    now = float(np.median(known.loss[-settings.last :]))
-    start = float(np.median(first))
+    now = middle(known.loss[-settings.last :])
+    start = middle(first)
     scale = max(abs(start), 5 * noise(known.loss[: settings.losses]), 1e-12)
-    before = float(np.median(known.loss[-len(known.loss) // 2 : -settings.last]))
+    before = middle(known.loss[-len(known.loss) // 2 : -settings.last])
     if not now - start > settings.rise * scale:
         return None
     # A GAN's losses rise and settle; what diverges rises ever faster.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -17,11 +18,11 @@ from gradwatch.health.chain import (
     total_norm,
     weight_norms,
 )
-from gradwatch.health.course import course, movement, outcome
+from gradwatch.health.course import movement, outcome
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import largest, median, onset, root_sum_squares
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Window
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def signs_of(sound: Window, chain: Chain, settings: Thresholds) -> Signs:
 
 def _learns(window: Window, settings: Thresholds) -> bool:
     """Whether the loss is clearly below its start: then growth over time is part of learning."""
-    result = outcome(course(window))
+    result = outcome(window)
     return result is not None and result.gain >= settings.gain
 
 
@@ -218,25 +219,30 @@ def _burst(sound: Window, window: Window, signs: Signs, settings: Thresholds) ->
         return False
     if not signs.total[0] >= settings.burst * float(np.median(after)):
         return False
-    result = outcome(course(window), last=10)
+    result = outcome(window, last=10)
     return result is not None and result.gain < settings.gain
 
 
 def _dominant(sound: Window, settings: Thresholds) -> int | None:
     """Place of the layer whose weights are far larger than all others', if there is one."""
-    places = [
-        place
-        for place, layer in enumerate(sound.layers)
-        if layer.role in ("weight", "embedding") and len(layer.shape) > 1
-    ]
+    places, sizes = sound.of_layers(_matrices)
     if len(places) < 3:
         return None
-    sizes = np.array([prod(sound.layers[place].shape) for place in places], dtype=np.float64)
     detailed = sound.statistic("weight_norm")[movement(sound).rows]
     size = median(detailed[:, places]) / np.sqrt(sizes)
     leader = int(np.nan_to_num(size, nan=-1.0).argmax())
     limit = max(settings.dominant * float(median(size)), settings.dominant_rms)
     return places[leader] if size[leader] >= limit else None
+
+
+def _matrices(layers: Sequence[Layer]) -> tuple[list[int], NDArray[np.float64]]:
+    """Places of the weights and embeddings, and the number of elements of each."""
+    places = [
+        place
+        for place, layer in enumerate(layers)
+        if layer.role in ("weight", "embedding") and len(layer.shape) > 1
+    ]
+    return places, np.array([prod(layers[place].shape) for place in places], dtype=np.float64)
 
 
 def _rest(chain: Chain, sound: Window, dominant: int) -> NDArray[np.float64]:

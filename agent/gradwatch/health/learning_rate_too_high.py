@@ -19,6 +19,7 @@ from gradwatch.health.course import (
     outcome,
 )
 from gradwatch.health.finding import Finding, Severity
+from gradwatch.health.robust import middle
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 from gradwatch.health.words import kept, spoken
@@ -85,7 +86,7 @@ def _judged(window: Window, settings: Thresholds) -> Verdict | None:
     if not len(sound.steps):
         return None
     known, moved = course(window), movement(sound)
-    result = outcome(known, last=max(settings.last, len(known.loss) // 4))
+    result = outcome(window, last=max(settings.last, len(known.loss) // 4))
     large = too_large(moved, settings)
     broken = bool(broken_steps(window)[-1]) and known.from_start and len(known.loss) > 0
     if broken and large.any():
@@ -160,12 +161,14 @@ def _grown(
     if len(known.loss) < 60 or len(moved.weight) < 4:
         return none
     grown = moved.weight >= settings.grown * moved.weight[0]
-    blocks = np.array([np.median(block) for block in np.array_split(known.loss, 10)])
-    best, now = float(blocks[1:].min()), float(np.median(known.loss[-len(known.loss) // 10 :]))
+    if not grown[-1]:
+        return none
+    blocks = np.array([middle(block) for block in np.array_split(known.loss, 10)])
+    best, now = float(blocks[1:].min()), middle(known.loss[-len(known.loss) // 10 :])
     fall = result.start - best
     error = 1.25 * noise(known.loss) / (len(known.loss) / 10) ** 0.5
     relapsed = now - best > max(settings.relapse * fall, 4 * error)
-    return grown & np.isfinite(moved.ratio) if relapsed and grown[-1] else none
+    return grown & np.isfinite(moved.ratio) if relapsed else none
 
 
 def too_large(moved: Movement, settings: Thresholds) -> NDArray[np.bool_]:

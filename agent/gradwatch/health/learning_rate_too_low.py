@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch.health.chain import sound_part
-from gradwatch.health.course import course, movement, outcome, typical
+from gradwatch.health.course import movement, outcome, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -60,7 +60,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         )
         first = fell
     else:
-        result = outcome(course(window))
+        result = outcome(window)
         rows = np.flatnonzero(np.isfinite(moved.ratio))
         if (
             result is None

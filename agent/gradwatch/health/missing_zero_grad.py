@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import sound_part
+from gradwatch.health.chain import optimized, sound_part
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -70,7 +70,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     rows = np.flatnonzero((sound.steps >= 1) & (sound.steps <= settings.steps))
     if len(rows) < settings.frames or int(sound.steps[0]) > 2:
         return None
-    held = [place for place, layer in enumerate(sound.layers) if layer.optimized]
+    held = np.flatnonzero(optimized(sound)).tolist()
     norms = sound.statistic("norm")[rows].astype(np.float64)[:, held]
     norms = norms[:, (norms > 0).all(axis=0)]
     if not norms.shape[1]:
@@ -83,6 +83,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     growth = float(np.exp(total[1] - total[0]))
     expected = settings.first if sound.steps[rows[1]] == sound.steps[rows[0]] + 1 else 1.0
     grown = float((slopes > settings.slope / 4).mean())
+    if not (growth >= expected and grown >= settings.share):
+        return None
     changes = np.diff(total)
     late = float(np.std(changes[len(changes) // 2 :]))
     power = settings.slope <= slope <= settings.steepest and error <= settings.error
@@ -90,7 +92,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     smooth = slope <= settings.steepest and _smooth(
         time, np.log(norms), _losses(sound, rows), settings
     )
-    if not ((power or smooth) and growth >= expected and grown >= settings.share):
+    if not (power or smooth):
         return None
     step = int(sound.steps[0])
     times = float(np.exp(total[-1] - total[0]))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import is_stray, links, relative_size, sound_part
+from gradwatch.health.chain import (
+    is_stray,
+    links,
+    optimized,
+    relative_size,
+    sound_part,
+    trainable,
+)
 from gradwatch.health.course import movement, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Window
 from gradwatch.health.words import listed
 
 SHORT = frozenset({"bfloat16", "float16"})
@@ -47,13 +55,12 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     if int(sound.steps[-1] - sound.steps[0]) + 1 < settings.steps:
         return None
     learning = _learning(norms, settings)
-    trainable = np.array([layer.trainable for layer in sound.layers])
-    held = np.array([layer.optimized for layer in sound.layers])
+    asked, held = trainable(sound), optimized(sound)
     # Of two optimizers one alone may be watched: what moves has been given to the other.
     moves = (movement(sound).layers[-settings.detail_frames :] > 0).any(axis=0)
-    forgotten = learning & trainable & ~held & ~moves
+    forgotten = learning & asked & ~held & ~moves
     still, since = _still(sound, norms, settings)
-    still &= learning & trainable & held
+    still &= learning & asked & held
     weights = links(sound)
     places = np.flatnonzero(forgotten | still)
     if not len(places):
@@ -90,7 +97,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         last_step=int(sound.steps[-1]),
         summary=f"{listed(names)} get gradients but never change: {reason}.",
         evidence={
-            "layers that never change": f"{len(names)} of {int((trainable & learning).sum())}",
+            "layers that never change": f"{len(names)} of {int((asked & learning).sum())}",
             "not held by the optimizer": int(forgotten.sum()),
             "unchanged though held": int(still.sum()),
             **({"held, but in no model": ", ".join(strays[:4])} if strays else {}),
@@ -105,6 +112,11 @@ def _learning(norms: NDArray[np.float32], settings: Thresholds) -> NDArray[np.bo
     # A layer that came while training is asked since then.
     there = np.maximum.accumulate(got, axis=0).sum(axis=0)
     return (there >= settings.frames) & (got.sum(axis=0) >= 0.8 * there)
+
+
+def _dense(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+    """Layers of which every step uses all rows. bool[layers]."""
+    return np.array([layer.role != "embedding" for layer in layers], dtype=np.bool_)
 
 
 def _still(
@@ -125,7 +137,7 @@ def _still(
     last = np.where(moving.any(axis=0), count - 1 - moving[::-1].argmax(axis=0), -1)
     resting = measured & (np.arange(count)[:, None] > last)
     still = resting.sum(axis=0) >= settings.detail_frames
-    still &= np.array([layer.role != "embedding" for layer in sound.layers], dtype=np.bool_)
+    still &= sound.of_layers(_dense)
     # A rate of 0 is another story, and so is one so small that float32 rounds most updates away.
     if 0 < typical(moved.ratio) < settings.slowest:
         still &= np.array([layer.dtype in SHORT for layer in sound.layers], dtype=np.bool_)

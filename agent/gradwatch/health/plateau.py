@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradwatch.health.chain import chain_of, sound_part, total_norm
 from gradwatch.health.course import course, noise, outcome
 from gradwatch.health.finding import Finding, Severity
-from gradwatch.health.robust import median
+from gradwatch.health.robust import median, middle
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
 from gradwatch.health.words import kept, spoken
@@ -50,16 +50,13 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     sound = sound_part(window)
     if not known.from_start or min(len(known.loss), len(sound.steps)) < settings.losses:
         return None
-    patience = settings.steps * (settings.deep if _slow_start(sound, settings) else 1.0)
-    if int(known.steps[-1]) < patience:
-        return None
     recent = known.loss[len(known.loss) // 4 :]
     blocks = np.array_split(recent, settings.blocks)
-    medians = np.array([np.median(block) for block in blocks])
+    medians = np.array([middle(block) for block in blocks])
     # Repeated batches have no noise of their own: what the loss varies by is all there is.
     spread = max(noise(recent), 1e-6 * abs(float(medians[-1])))
     error = 1.25 * spread / len(blocks[-1]) ** 0.5
-    result = outcome(known)
+    result = outcome(window)
     if result is None or np.ptp(medians) > settings.agree * error:
         return None
     if abs(_trend(recent, spread)) > settings.trend:
@@ -72,8 +69,12 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
         return None
     sizes = total_norm(sound)
     part = max(len(sizes) // 4, 1)
-    before, after = float(np.median(sizes[:part])), float(np.median(sizes[-part:]))
+    before, after = middle(sizes[:part]), middle(sizes[-part:])
     if after > settings.awake * before:
+        return None
+    # Asked last: it has the chain's gradients sorted.
+    patience = settings.steps * (settings.deep if _slow_start(sound, settings) else 1.0)
+    if int(known.steps[-1]) < patience:
         return None
     return Finding(
         kind="plateau",
@@ -107,7 +108,7 @@ def _slow_start(sound: Window, settings: Thresholds) -> bool:
 
 def _trend(losses: NDArray[np.float64], spread: float) -> float:
     """Slope by least squares, outliers cut off, in standard errors of independent noise."""
-    middle = float(np.median(losses))
-    cut = np.clip(losses, middle - 3 * spread, middle + 3 * spread)
+    center = middle(losses)
+    cut = np.clip(losses, center - 3 * spread, center + 3 * spread)
     time = np.arange(len(losses)) - (len(losses) - 1) / 2
     return float(time @ cut / np.sqrt(time @ time) / spread)

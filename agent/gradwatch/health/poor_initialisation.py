@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwatch.health.chain import chain_of, sound_part
+from gradwatch.health.chain import chain_of, links_of, sound_part
 from gradwatch.health.course import FIRST_STEPS, movement
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import largest, median
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Window
 from gradwatch.health.words import kept, spoken
 
 
@@ -48,14 +50,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     if not len(first) or (len(rows) < settings.frames and len(rows) == len(window.steps)):
         return None
     sizes = sound.statistic("weight_norm").astype(np.float64)[first[0]]
-    gains = np.array(
-        [
-            sizes[place]
-            / sqrt(prod(sound.layers[place].shape))
-            * sqrt(prod(sound.layers[place].shape[1:]))
-            for place in chain.layers
-        ]
-    )
+    elements, fan_in = sound.of_layers(_roots)
+    gains = sizes[list(chain.layers)] / elements * fan_in
     typical = float(median(gains))
     third = max(count // 3, 1)
     early, late = slice(0, third), slice(count - third, None)
@@ -90,6 +86,13 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
             "weight layers": count,
         },
     )
+
+
+def _roots(layers: Sequence[Layer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Square roots of each weight layer's number of elements, and of its fan in. float64[n]."""
+    shapes = [layers[place].shape for place in links_of(layers)]
+    elements = np.array([sqrt(prod(shape)) for shape in shapes])
+    return elements, np.array([sqrt(prod(shape[1:])) for shape in shapes])
 
 
 def _log(value: float) -> float:

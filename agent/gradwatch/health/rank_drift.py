@@ -44,6 +44,8 @@ class _Apart(NamedTuple):
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
     """Layers that were equal on all ranks, and differ since."""
+    if "weight_drift" not in window.statistics:
+        return None
     table = window.statistic("weight_drift").astype(np.float64)
     met = np.flatnonzero(np.isfinite(table).any(axis=1))
     if not len(met):

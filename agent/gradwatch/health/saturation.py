@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -11,12 +12,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch.health.chain import bias_places, links, sound_part
+from gradwatch.health.chain import bias_places_of, links_of, sound_part
 from gradwatch.health.course import movement
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median, onset
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Window
+from gradwatch.health.window import Layer, Window
 from gradwatch.health.words import kept, listed, spoken
 
 T = TypeVar("T", bound=np.generic)
@@ -110,7 +111,7 @@ def inferred(sound: Window, rows: NDArray[np.int64], settings: Thresholds) -> li
     A unit that is off, as a ReLU's, gives the next layer exactly 0, and so a column of zeros in its
     gradient. A saturated unit has no gradient either, but its output is not 0. rows: detail frames.
     """
-    pairs = sound.once(_pairs)
+    pairs = sound.of_layers(_pairs)
     if not len(pairs):
         return []
     here, bias, after, next_bias = pairs.T
@@ -163,26 +164,25 @@ def _recent(values: NDArray[T], settings: Thresholds) -> NDArray[T]:
     return values[-settings.recent :]
 
 
-def _pairs(sound: Window) -> NDArray[np.int64]:
+def _pairs(layers: Sequence[Layer]) -> NDArray[np.int64]:
     """Dense layers that feed one another: place of the first, its bias, the second, its bias."""
-    places, biases = links(sound), bias_places(sound)
-    others = sorted(layer.depth for layer in sound.layers if layer.role not in ("bias", "weight"))
+    places, biases = links_of(layers), bias_places_of(layers)
+    others = sorted(layer.depth for layer in layers if layer.role not in ("bias", "weight"))
     found = [
         (here, bias, after, next_bias)
         for (here, bias), (after, next_bias) in pairwise(zip(places, biases, strict=True))
         if min(bias, next_bias) >= 0
-        and sound.layers[bias].role == sound.layers[next_bias].role == "bias"
-        and _follows(sound, here, after, others)
+        and layers[bias].role == layers[next_bias].role == "bias"
+        and _follows(layers[here], layers[after], others)
     ]
     return np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
-def _follows(sound: Window, here: int, after: int, others: list[int]) -> bool:
+def _follows(first: Layer, second: Layer, others: list[int]) -> bool:
     """Whether a dense layer is fed by another one, with nothing but an activation between.
 
     others: depths of what is neither weight nor bias, ascending.
     """
-    first, second = sound.layers[here], sound.layers[after]
     dense = first.module == second.module == "Linear"
     # Side by side in one container; else nothing says that the one feeds the other.
     dense &= _parent(first.name) == _parent(second.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradwatch.health.chain import links, sound_part
-from gradwatch.health.course import FIRST_STEPS, Movement, course, movement, outcome, typical
+from gradwatch.health.course import FIRST_STEPS, Movement, movement, outcome, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.thresholds import threshold
 from gradwatch.health.window import Window
@@ -44,7 +44,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     with np.errstate(divide="ignore", invalid="ignore"):
         left = norms[-1] / norms[0]
         whole = float(moved.weight[-1] / moved.weight[0])
-    result = outcome(course(window))
+    result = outcome(window)
     useless = result is not None and result.gain < settings.gain
     driven = result is not None and not useless
     if result is not None and driven:

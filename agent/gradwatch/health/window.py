@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple, cast
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,26 @@ class Layer(Protocol):
     def dtype(self) -> str: ...  # as "float32"
     @property
     def sharding(self) -> str: ...  # how ranks share it, as torch writes placements; "" for unknown
+
+
+class Layers(tuple[Layer, ...]):
+    """The layers of an optimizer, and what was found out of them alone.
+
+    All windows of one manifest may share it: what follows from it is then made once for them.
+    """
+
+    _known: dict[Any, Any]
+
+    def __new__(cls, layers: Iterable[Layer] = ()) -> Self:
+        made = super().__new__(cls, layers)
+        made._known = {}
+        return made
+
+    def once(self, make: Callable[[Sequence[Layer]], T]) -> T:
+        """What `make` makes of the layers; made once, however many windows ask for it."""
+        if make not in self._known:
+            self._known[make] = make(self)
+        return cast(T, self._known[make])
 
 
 class Silence(NamedTuple):
@@ -68,11 +88,20 @@ class Window:
         default_factory=dict[Any, Any], init=False, repr=False, compare=False
     )
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, Layers):
+            object.__setattr__(self, "layers", Layers(self.layers))
+
+    def of_layers(self, make: Callable[[Sequence[Layer]], T]) -> T:
+        """What `make` makes of the layers; made once for all windows that share them."""
+        return cast(Layers, self.layers).once(make)
+
     def once(self, make: Callable[[Window, *Given], T], *given: *Given) -> T:
         """What `make` makes of this window; made once, however many detectors ask for it.
 
         given: what else it depends on; must be hashable.
         """
+        # Whoever keeps the window itself here makes a circle: see chain.sound_part.
         key = (make, *given)
         if key not in self._known:
             self._known[key] = make(self, *given)
@@ -100,7 +129,7 @@ class Window:
         known = self.statistics.get(name)
         if known is not None:
             return known
-        return np.full((len(self.steps), len(self.layers)), np.nan, dtype=np.float32)
+        return np.broadcast_to(np.float32(np.nan), (len(self.steps), len(self.layers)))
 
     def scalar(self, name: str) -> NDArray[np.float64]:
         """float64[steps]; all NaN when no frame of the window measured it."""
