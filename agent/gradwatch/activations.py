@@ -120,13 +120,40 @@ class Outputs(NamedTuple):
         return share.astype(np.float32)
 
 
-@dataclass
+class Modules:
+    """The modules of some models, by path, and what is asked about them.
+
+    Found out once: the optimizers of a job share it, and there may be one for each parameter.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Module]]) -> None:
+        self.named = list(named)
+
+    @functools.cached_property
+    def saturating(self) -> bool:
+        """Whether an activation among them has flat ends at both sides."""
+        return any(ends_of(module) is not None for _, module in self.named)
+
+    @functools.cached_property
+    def before_endless(self) -> set[int]:
+        """Identities of the weight layers whose activation has none."""
+        return modules_before(ENDLESS, (module for _, module in self.named))
+
+    @functools.cached_property
+    def compiled(self) -> bool:
+        """Whether torch.compile has a part in the job."""
+        return was_compiled(module for _, module in self.named)
+
+
+@dataclass(eq=False)
 class _Call:
-    """One sampled output. feeds: whether a weight layer was seen to take it."""
+    """One sampled output. node: of autograd, by thread and number. feeds: whether a weight layer
+    was seen to take it."""
 
     place: int
     ends: Ends
     sample: Tensor
+    node: tuple[int, int]
     feeds: bool = False
 
 
@@ -138,50 +165,42 @@ class ActivationTaps:
     """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._spent_s = 0.0
         self.forget()
 
     def forget(self) -> None:
         """End it, and keep no layer alive."""
-        _leave(self)
-        self._reset()
+        _listener.leave(self)
+        self.calls: list[_Call] = []
         self._begun = False
         self._layers: Sequence[Layer] = ()
-        self._weights: dict[int, int] = {}  # identity of a parameter -> place of its weight
+        self.weights: dict[int, int] = {}  # identity of a parameter -> place of its weight
         self._wanted = False
         self._endless: list[int] = []
-
-    def _reset(self) -> None:
-        self._calls: list[_Call] = []
-        self._untaken: dict[tuple[int, int], _Call] = {}  # by thread and number of the node
-        self._count: Counter[int] = Counter()
 
     def spent_s(self) -> float:
         """Time that the training thread spent on taps since this was asked last."""
         spent_s, self._spent_s = self._spent_s, 0.0
         return spent_s
 
-    def open(
-        self,
-        layers: Sequence[Layer],
-        modules: Callable[[], Iterable[tuple[str, nn.Module]]],
-    ) -> None:
+    def open(self, layers: Sequence[Layer], modules: Callable[[], Modules]) -> None:
         """Sample until `close`. Nothing happens where a part of the job was compiled.
 
-        modules: those of the models, by path.
+        modules: those of the models.
         """
         started = time.perf_counter()
         if layers is not self._layers:
-            self._layers, self._weights = layers, weights_of(layers)
-            self._wanted = any(ends_of(module) is not None for _, module in modules())
-            plain = modules_before(ENDLESS, (module for _, module in modules()))
+            _listener.leave(self)
+            self._layers, self.weights = layers, weights_of(layers)
+            self._wanted = modules().saturating
+            plain = modules().before_endless
             self._endless = [
-                place for place in set(self._weights.values()) if id(layers[place].module) in plain
+                place for place in set(self.weights.values()) if id(layers[place].module) in plain
             ]
         self._begun = True
-        if self._wanted and self._weights and not was_compiled(module for _, module in modules()):
-            _listen(self)
+        if self._wanted and self.weights and not modules().compiled:
+            _listener.join(self)
         self._spent_s += time.perf_counter() - started
 
     def close(self) -> Outputs | None:
@@ -190,9 +209,8 @@ class ActivationTaps:
         if not begun:
             return None
         started = time.perf_counter()
-        _leave(self)
-        calls = [call for call in self._calls if call.feeds]
-        self._reset()
+        shared_s = _listener.leave(self)
+        calls, self.calls = [call for call in self.calls if call.feeds], []
         sample = joined([call.sample for call in calls])
         outputs = Outputs(
             self._layers,
@@ -203,13 +221,73 @@ class ActivationTaps:
             copied_event(sample.device),
             self._endless,
         )
-        self._spent_s += time.perf_counter() - started
+        self._spent_s += time.perf_counter() - started + shared_s
         return outputs if calls or self._endless else None
+
+    def give_up(self) -> None:
+        """A fault of ours: sample no more of these layers."""
+        self._wanted = False
+        _listener.leave(self)
+        self.calls = []
+
+
+class _Listener:
+    """The taps that are open in this process, and what the modules show all of them at once.
+
+    A call is looked at once, however many taps are open, and belongs to those whose weight is the
+    nearest before it.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[ActivationTaps, None] = {}
+        # By the identity of a parameter: the taps that have it, and the place of its weight.
+        self._fed: dict[int, dict[ActivationTaps, int]] = {}
+        self._untaken: dict[tuple[int, int], list[_Call]] = {}  # by node
+        self._count: Counter[int] = Counter()  # calls of each module since a taps was opened
+        self._spent_s = 0.0  # that no taps has been charged with
+        # What stands in the place of which `forward`.
+        self._replaced: list[tuple[Any, Any, Any]] = []
+        self._lock = threading.RLock()  # the garbage collector may have us forget in the middle
+
+    def join(self, taps: ActivationTaps) -> None:
+        with self._lock:
+            if not self._open:
+                for kind in (*ENDS, *FED):
+                    original = vars(kind)["forward"]
+                    self._replaced.append((kind, original, _tapped(original)))
+                    kind.forward = self._replaced[-1][2]
+            self._open[taps] = None
+            for parameter, place in taps.weights.items():
+                self._fed.setdefault(parameter, {})[taps] = place
+            self._count.clear()
+
+    def leave(self, taps: ActivationTaps) -> float:
+        """Returns this taps' share of the time that was spent for all that are open."""
+        with self._lock:
+            if taps not in self._open:
+                return 0.0
+            share_s = self._spent_s / len(self._open)
+            self._spent_s -= share_s
+            del self._open[taps]
+            for parameter in taps.weights:
+                self._fed[parameter].pop(taps)
+                if not self._fed[parameter]:
+                    del self._fed[parameter]
+            for call in taps.calls:
+                waiting = self._untaken.get(call.node, [])
+                if call in waiting:
+                    waiting.remove(call)
+                if not waiting:
+                    self._untaken.pop(call.node, None)
+            if not self._open:
+                for kind, original, ours in self._replaced:
+                    if vars(kind)["forward"] is ours:  # else it was replaced by somebody after us
+                        kind.forward = original
+                self._replaced.clear()
+            return share_s
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """A module was called. No fault of ours reaches it."""
-        if self._pid != os.getpid():
-            return  # a forked process inherits what was open
         started = time.perf_counter()
         try:
             ends = ends_of(module)
@@ -218,9 +296,8 @@ class ActivationTaps:
             elif isinstance(module, FED) and args:
                 self._taken(args[0])
         except Exception as error:
-            self._wanted = False
-            _leave(self)
-            self._reset()
+            for taps in tuple(self._open):
+                taps.give_up()
             say(f"could not sample {type(module).__name__}: {told(error)}")
         self._spent_s += time.perf_counter() - started
 
@@ -229,20 +306,28 @@ class ActivationTaps:
         if self._count[id(module)] > MAX_CALLS:
             return
         node: Any = output.grad_fn
-        place = self._fed_by(node)
-        sample = None if place is None else sampled(output)
-        if place is not None and sample is not None:
-            call = _Call(place, ends, sample)
-            self._calls.append(call)
-            self._untaken[threading.get_ident(), node._sequence_nr()] = call
+        places = self._fed_by(node)
+        sample = sampled(output) if places else None
+        if sample is None:
+            return
+        key = threading.get_ident(), node._sequence_nr()
+        for taps, place in places.items():
+            call = _Call(place, ends, sample, key)
+            taps.calls.append(call)
+            self._untaken.setdefault(key, []).append(call)
 
-    def _fed_by(self, node: Any) -> int | None:
-        """The nearest weight before a node of autograd, by its place in the layers."""
+    def _fed_by(self, node: Any) -> dict[ActivationTaps, int]:
+        """For each taps the nearest of its weights before a node of autograd, by its place."""
+        pid = os.getpid()  # a forked process inherits what was open
+        places: dict[ActivationTaps, int] = {}
         for before in _nearest_first(node):
             for parameter in _parameters_of(before):
-                if id(parameter) in self._weights:
-                    return self._weights[id(parameter)]
-        return None
+                for taps, place in tuple(self._fed.get(id(parameter), {}).items()):
+                    if taps.pid == pid:
+                        places.setdefault(taps, place)
+            if len(places) == len(self._open):
+                break
+        return places
 
     def _taken(self, given: Any) -> None:
         """A weight layer takes this input: whose output is it?"""
@@ -251,10 +336,10 @@ class ActivationTaps:
         thread = threading.get_ident()
 
         def taken(node: Any) -> bool:
-            call = self._untaken.pop((thread, node._sequence_nr()), None)
-            if call is not None:
+            calls = self._untaken.pop((thread, node._sequence_nr()), ())
+            for call in calls:
                 call.feeds = True
-            return call is not None
+            return bool(calls)
 
         for _ in _nearest_first(given.grad_fn, taken):
             pass
@@ -344,34 +429,7 @@ def _parameters_of(node: Any) -> Iterator[Tensor]:
 
 # Keeps modes such as `torch.device` away; torch has no public name for it.
 _unseen: Callable[[], Any] = torch._C.DisableTorchFunction  # pyright: ignore
-# The taps that are open in this process, and what stands in the place of which `forward` for them.
-_open: list[ActivationTaps] = []
-_replaced: list[tuple[Any, Any, Any]] = []
-_lock = threading.RLock()  # the garbage collector may have us forget in the middle of it
-
-
-def _listen(taps: ActivationTaps) -> None:
-    with _lock:
-        if not _open:
-            for kind in (*ENDS, *FED):
-                original = vars(kind)["forward"]
-                _replaced.append((kind, original, _tapped(original)))
-                kind.forward = _replaced[-1][2]
-        if taps not in _open:
-            _open.append(taps)
-
-
-def _leave(taps: ActivationTaps) -> None:
-    with _lock:
-        if taps not in _open:
-            return
-        _open.remove(taps)
-        if _open:
-            return
-        for kind, original, ours in _replaced:
-            if vars(kind)["forward"] is ours:  # else it was replaced by somebody after us
-                kind.forward = original
-        _replaced.clear()
+_listener = _Listener()
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -405,8 +463,7 @@ def _noted(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     with _unseen():  # a mode sees even the attributes of a tensor
         # Only what a backward pass will come through, and not what is computed beside it.
         if output.grad_fn is not None:
-            for taps in tuple(_open):
-                taps.note(module, args, output)
+            _listener.note(module, args, output)
 
 
 def _watched_by_others() -> bool:

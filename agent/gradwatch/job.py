@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch.amp.grad_scaler import GradScaler
 
 from gradwatch.acting import LocalJudge
 from gradwatch.clipping import Clipped
-from gradwatch.flight import FlightRecorder
 from gradwatch.identity import Identity
 from gradwatch.measure import read_scalar
 from gradwatch.outlet import Outlet
@@ -22,6 +22,7 @@ from gradwatch.pacer import WARM_UP_STEPS
 from gradwatch.pending import PendingFrame
 from gradwatch.scaling import follow
 from gradwatch.settings import Settings, kinds_of
+from gradwatch.survey import Surveys
 from gradwatch.watching import OptimizerWatch
 from gradwatch.wire.frame import Flight, Frame, Origin, Record, RunEnd, RunInfo
 
@@ -42,9 +43,12 @@ class Job:
         self.finished = False
         self._pid = os.getpid()
         self._watches: dict[int, OptimizerWatch] = {}
-        self.optimizers = 1  # that are watched, and share the budget
-        self._names: set[str] = set()
+        self._by_name: dict[str, OptimizerWatch] = {}
+        self._kinds: Counter[str] = Counter()  # optimizers of each class
+        self._living = 0  # optimizers that are watched, and share the budget
+        self.surveys = Surveys(self._watches.values)
         self._pending: dict[str, PendingFrame] = {}
+        self._stale_at = 0.0  # when they are looked through again
         self._latest = ""  # the optimizer that stepped last: what `log` speaks of
         self._early: dict[str, Callable[[], float]] = {}  # logged before its step
         self._logged_first: set[str] = set()  # names that the script logs before it steps
@@ -53,7 +57,6 @@ class Job:
         self._detail_cpu_s = 0.0  # of the sending thread, for detail frames
         self._charged_detail_s = 0.0
         self.clipped: Clipped | None = None  # what was clipped for the step to come
-        self._recorders: dict[str, FlightRecorder] = {}
         self._flown: set[str] = set()  # optimizers whose flight was sent
         self.judge = LocalJudge(frozenset(kinds_of(settings.stop_on)), identity.world_size)
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
@@ -71,10 +74,19 @@ class Job:
         name = self._unique_name(type(optimizer).__name__)
         watch = OptimizerWatch(self, optimizer, name, models)
         self._watches[id(optimizer)] = watch
-        self._recorders[name] = watch.recorder
-        self.optimizers = sum(each.optimizer is not None for each in self._watches.values())
-        for watch in self._watches.values():
-            watch.layout_changed()
+        self._by_name[name] = watch
+        self._living += 1
+        self.surveys.claim(watch, watch.held())
+
+    def forgotten(self) -> None:
+        """The script has let go of an optimizer."""
+        self._living -= 1
+        self.surveys.forget()
+
+    @property
+    def optimizers(self) -> int:
+        """How many share the budget."""
+        return max(1, self._living)
 
     def watched(self, optimizer: torch.optim.Optimizer) -> bool:
         return self._watch_of(optimizer) is not None
@@ -92,15 +104,6 @@ class Job:
             return lambda: None
         watch.scaler_steps(scaler)
         return watch.scaler_stepped
-
-    def held_by_others(self, watch: OptimizerWatch) -> set[int]:
-        """Identities of the parameters that other watched optimizers hold."""
-        return {
-            id(parameter)
-            for other in self._watches.values()
-            if other is not watch
-            for parameter in other.held()
-        }
 
     def open_frame(self, frame: PendingFrame) -> None:
         """A step was taken: its frame waits for `log`, and the one before goes out."""
@@ -161,6 +164,7 @@ class Job:
         for watch in self._watches.values():
             self.explain(watch.locator.finish)
         self._watches.clear()
+        self.surveys.forget()
         self.outlet.submit(self._last_judgement, always=True)
         self.say(RunEnd(rank=self.rank, time=time.time(), status=status, reason=reason[:2000]))
         self.finished = True
@@ -194,7 +198,7 @@ class Job:
         if name in self._flown:
             return ()
         self._flown.add(name)
-        flight = self._recorders[name].flight(
+        flight = self._by_name[name].recorder.flight(
             name, self.rank, self.judge.layers(name), frame.step, self.judge.frames(name)
         )
         if flight is None:
@@ -221,25 +225,26 @@ class Job:
 
     def _locate(self, optimizer: str) -> None:
         """Look for where a NaN comes from, in the steps to come of this optimizer or of all."""
-        for watch in list(self._watches.values()):
-            if optimizer in ("", watch.name):
-                watch.locator.arm()
+        named = (self._by_name[optimizer],) if optimizer else tuple(self._watches.values())
+        for watch in named:
+            watch.locator.arm()
 
     def _send_stale(self) -> None:
         """In the sending thread: let no frame wait for a loss that may never be logged."""
         now = time.monotonic()
+        if now < self._stale_at:
+            return
+        self._stale_at = now + STALE_S / 4
         for pending in list(self._pending.values()):
             if now - pending.opened_at > STALE_S:
                 self._send(pending)
 
     def _unique_name(self, kind: str) -> str:
         """Never given twice in a run: steps are counted, and stored, by it."""
-        number = 2
         name = kind
-        while name in self._names:
-            name = f"{kind}-{number}"
-            number += 1
-        self._names.add(name)
+        while name in self._by_name or not self._kinds[kind]:
+            self._kinds[kind] += 1
+            name = kind if self._kinds[kind] == 1 else f"{kind}-{self._kinds[kind]}"
         return name
 
 

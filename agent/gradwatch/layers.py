@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import time
+import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +108,7 @@ def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
     found: dict[int, list[str]] = {}
     owners: dict[int, tuple[Tensor, nn.Module]] = {}
     taken: set[str] = set()
+    numbers: Counter[str] = Counter()  # how often each name was wanted, among those of clashes
     for model in models:
         names = [
             (f"{path}{key}", parameter, module)
@@ -112,7 +117,7 @@ def named_layers(models: Iterable[nn.Module]) -> Iterator[Layer]:
         ]
         clash = any(name in taken for name, _, _ in names)
         for name, parameter, module in names:
-            full = _unique(f"{type(model).__name__}.{name}", taken) if clash else name
+            full = _unique(f"{type(model).__name__}.{name}", taken, numbers) if clash else name
             taken.add(full)
             found.setdefault(id(parameter), []).append(full)
             owners.setdefault(id(parameter), (parameter, module))
@@ -135,44 +140,88 @@ def clean_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield paths[prefix], module
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    number = 2
+def _unique(name: str, taken: set[str], numbers: Counter[str]) -> str:
     candidate = name
     while candidate in taken:
-        candidate = f"{name}~{number}"
-        number += 1
+        numbers[name] += 1
+        candidate = f"{name}~{numbers[name] + 1}"
     return candidate
 
 
-def owning_models(parameters: Sequence[Tensor]) -> list[nn.Module]:
-    """The outermost modules alive in this process that hold any of the parameters.
+class Roots:
+    """The outermost modules that are alive in this process, and the parameters that they hold.
 
-    Used when no model was given: walks the garbage collector's objects, once for an optimizer.
+    Used when no model was given. Keeps none of them alive.
     """
-    wanted = {id(parameter) for parameter in parameters}
-    # type() rather than isinstance(): lazy proxies import things when their __class__ is read.
-    modules: list[nn.Module] = [
-        candidate for candidate in gc.get_objects() if issubclass(type(candidate), nn.Module)
-    ]
-    # A module whose __init__ has not run, or failed, has no children to ask for.
-    modules = [module for module in modules if "_modules" in vars(module)]
-    inner = {id(child) for module in modules for child in module.children()}
-    holders = [
-        module
-        for module in modules
-        if id(module) not in inner
-        and any(id(parameter) in wanted for parameter in module.parameters())
-    ]
-    # The largest first: a loss or an EMA wrapper that shares a few parameters adds none after it.
-    holders.sort(key=lambda module: -sum(1 for _ in module.parameters()))
-    chosen: list[nn.Module] = []
-    covered: set[int] = set()
-    for module in holders:
-        held = {id(parameter) for parameter in module.parameters()} & wanted
-        if held - covered:
-            chosen.append(module)
-            covered |= held
-    return chosen
+
+    def __init__(self) -> None:
+        self.made_at = time.monotonic()
+        # A module whose __init__ has not run, or failed, has no children to ask for.
+        modules = [module for module in living(nn.Module) if "_modules" in vars(module)]
+        inner = {id(child) for module in modules for child in module.children()}
+        self._held: list[frozenset[int]] = []
+        self._modules: list[weakref.ref[nn.Module]] = []
+        self._holders: dict[int, list[int]] = {}
+        for module in modules:
+            held = frozenset(map(id, module.parameters())) if id(module) not in inner else ()
+            if held:
+                for parameter in held:
+                    self._holders.setdefault(parameter, []).append(len(self._modules))
+                self._modules.append(weakref.ref(module))
+                self._held.append(frozenset(held))
+
+    def know(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether each of the parameters was found in a module."""
+        return all(id(parameter) in self._holders for parameter in parameters)
+
+    def of(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
+        """The modules that hold any of the parameters, as few as do."""
+        wanted = {id(parameter) for parameter in parameters}
+        places = {place for each in wanted for place in self._holders.get(each, ())}
+        chosen: list[nn.Module] = []
+        covered: set[int] = set()
+        # The largest first: a loss or an EMA wrapper that shares a few parameters adds none after.
+        for place in sorted(places, key=lambda place: (-len(self._held[place]), place)):
+            module = self._modules[place]()
+            held = wanted & self._held[place]
+            if module is not None and held - covered:
+                chosen.append(module)
+                covered |= held
+        return chosen
+
+
+def owning_models(parameters: Iterable[Tensor]) -> list[nn.Module]:
+    """The outermost modules alive in this process that hold any of the parameters."""
+    return Roots().of(parameters)
+
+
+M = TypeVar("M")
+
+
+def living(kind: type[M]) -> list[M]:
+    """Every object of a Python class, or of a class made of it, that is tracked by the collector.
+
+    While somebody holds a list of all objects, a tuple that another thread is about to complete
+    cannot be, and that thread gets a SystemError. So all objects are only gone through in calls
+    that run no Python code, and return before another thread has its turn.
+    """
+    every = itertools.chain.from_iterable(map(gc.get_objects, (None,)))
+    # The type rather than __class__, which has lazy proxies import things.
+    seen = set(map(id, map(type, every)))
+    kinds = {id(each): each for each in _subclasses(kind) if id(each) in seen}
+    # An object of a class made in Python refers to it.
+    return [each for each in gc.get_referrers(*kinds.values()) if id(type(each)) in kinds]
+
+
+def _subclasses(kind: type) -> list[type]:
+    found: dict[int, type] = {}
+    waiting = [kind]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in found:
+            found[id(each)] = each
+            waiting += type.__subclasses__(each)
+    return list(found.values())
 
 
 def wrapped_by_ddp(
@@ -180,15 +229,17 @@ def wrapped_by_ddp(
 ) -> set[int]:
     """Identities of the parameters that torch keeps equal on all ranks of the job.
 
-    The wrapper may not be among the models that are watched: then it is looked for among the
-    garbage collector's objects, as in `owning_models`.
+    The wrapper may not be among the models that are watched: then it is looked for among all that
+    are alive.
     """
     wanted = {id(parameter) for parameter in parameters}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return set()
     found = [module for model in models for module in model.modules() if _spans(module, world_size)]
     if not found:
-        found = [each for each in gc.get_objects() if _spans(each, world_size)]
+        found = [
+            wrapper for wrapper in living(DistributedDataParallel) if _spans(wrapper, world_size)
+        ]
     return {id(parameter) for wrapper in found for parameter in wrapper.parameters()} & wanted
 
 

@@ -9,7 +9,6 @@ a second time with them, beside the real one.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from gradwatch.compiled import was_compiled
 from gradwatch.provenance import origin_of
 from gradwatch.shadows import has_storage, storage_key
-from gradwatch.suspects import broken_data
-from gradwatch.tracer import Trace, Tracer, modes_on_stack
+from gradwatch.suspects import Suspect
+from gradwatch.tracer import Trace, Tracer, backward_pass, modes_on_stack
 from gradwatch.wire.frame import Origin
 
 # A NaN that depends on the batch may not come again at once.
@@ -63,14 +62,22 @@ class Locator:
             self._armed_before = True
             self._left = ARMED_STEPS
 
-    def keep(self, weights: Sequence[Tensor], step: int) -> None:
-        """Copy the weights, which `step` is about to lose, and look at the data that it used."""
+    def keep(
+        self,
+        weights: Sequence[Tensor],
+        step: int,
+        look: Callable[[frozenset[int]], Suspect | None],
+    ) -> None:
+        """Copy the weights, which `step` is about to lose, and look at the data that it used.
+
+        look: finds data that is not finite, given the storages of what is none.
+        """
         if self._kept or self._done or self._always:
             return
         self._kept = True
         own = frozenset(storage_key(weight) for weight in weights if has_storage(weight))
         own |= frozenset(gradient_storages(weights))
-        suspect = broken_data(inspect.currentframe(), own)
+        suspect = look(own)
         if suspect is not None:
             self._suspect = Origin(
                 optimizer=self._optimizer,
@@ -187,4 +194,7 @@ def _obstacle(modules: Iterable[nn.Module]) -> str:
             "what torch.compile made is not traced: run it with TORCH_COMPILE_DISABLE=1 to have "
             "the operation named"
         )
+    if backward_pass() is not None:
+        # There autograd brings the modes of its caller back, and takes ours away.
+        return "steps that are taken within the backward pass are not traced"
     return "another dispatch mode was on" if modes_on_stack() > 0 else ""

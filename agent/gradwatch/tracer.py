@@ -291,3 +291,9 @@ def _broken_numbers(nested: Any) -> Iterator[float]:
     elif isinstance(nested, dict):
         for item in nested.values():
             yield from _broken_numbers(item)
+
+
+def backward_pass() -> int | None:
+    """The number of the backward pass that runs in this thread; None outside of one."""
+    running: int = torch._C._current_graph_task_id()  # pyright: ignore  # has no public name
+    return running if running >= 0 else None

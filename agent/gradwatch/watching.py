@@ -19,12 +19,9 @@ from gradwatch.layers import (
     PARALLEL_WRAPPERS,
     ExecutionOrder,
     Layer,
-    clean_paths,
     in_shards,
     named_layers,
-    owning_models,
     shares_a_mesh,
-    wrapped_by_ddp,
 )
 from gradwatch.locate import Locator, gradient_storages
 from gradwatch.measure import REQUIRES_GRAD, Meter, plain, read_scalar
@@ -34,8 +31,9 @@ from gradwatch.pending import PendingFrame
 from gradwatch.rank_check import RankCheck
 from gradwatch.reading import NoGradient, Reading
 from gradwatch.scaling import carried_scale, found_overflow, scale_of
+from gradwatch.survey import Survey
 from gradwatch.waiting import WaitClock
-from gradwatch.wire.frame import MAX_LAYERS, Manifest
+from gradwatch.wire.frame import MAX_LAYERS, LayerInfo, Manifest
 
 if TYPE_CHECKING:
     from gradwatch.job import Job
@@ -71,11 +69,14 @@ class OptimizerWatch:
         self.name = name
         self.step = 0
         self._job = job
-        self._optimizer = weakref.ref(optimizer, self._forget)
+        self._optimizer = weakref.ref(optimizer, self._gone)
         self._models = None if models is None else [weakref.ref(model) for model in models]
         self._found: list[weakref.ref[nn.Module]] = []  # the models, when none were given
         self._layers: list[Layer] = []
         self._parameters: list[Tensor] = []  # theirs
+        self._infos: list[LayerInfo] = []  # theirs, as the last manifest has them
+        self.extras: list[Layer] = []  # those of them that no optimizer holds
+        self._since = time.monotonic()  # when the optimizer's parameters last changed
         self._meter = Meter(())
         self._signature: tuple[list[int], list[bool]] | None = None
         self._dirty = True
@@ -97,7 +98,9 @@ class OptimizerWatch:
         budget = settings.overhead_budget
         norm_every = settings.detail_every if self._replica else settings.norm_every
         self.recorder = FlightRecorder(budget)
-        self.locator = Locator(name, job.rank, settings.locate_nan, self._modules)
+        self.locator = Locator(
+            name, job.rank, settings.locate_nan, lambda: self._survey().modules.named
+        )
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
         self._taps = ActivationTaps()
@@ -107,6 +110,7 @@ class OptimizerWatch:
         self._rank_check = RankCheck(settings.detail_every, budget * COMPARE_SHARE)
         self._wait_clock: WaitClock | None = None
         self._cost_s = 0.0  # of the last step, in the training thread
+        self._surveys = job.surveys
         self._hooks = [
             optimizer.register_step_pre_hook(uncompiled(self._before_step)),
             optimizer.register_step_post_hook(uncompiled(self._after_step)),
@@ -139,10 +143,15 @@ class OptimizerWatch:
         self._time_waits(None)
         self._forget()
 
-    def _forget(self, _: object = None) -> None:
-        """The optimizer is gone or finished with: keep none of its tensors alive."""
+    def _gone(self, _: object) -> None:
+        """The script has let go of the optimizer."""
+        self._forget()
+        self._job.forgotten()
+
+    def _forget(self) -> None:
+        """Keep none of the optimizer's tensors alive."""
         self._layers, self._parameters, self._signature = [], [], None
-        self._sentinel = None
+        self.extras, self._sentinel = [], None
         self._taps.forget()
         self._meter = Meter(())
 
@@ -184,8 +193,9 @@ class OptimizerWatch:
         try:
             if self._job.alive and self._faults < MAX_FAULTS:
                 self.locator.begin()
-                if self._detail_pacer.expects(self.step + 1, self._paced_s) and not self._replica:
-                    self._taps.open(self._layers, self._modules)
+                detail = self._detail_pacer.expects(self.step + 1, self._paced_s)
+                if detail and self._layers and not self._replica:
+                    self._taps.open(self._layers, lambda: self._survey().modules)
         except Exception as error:
             self._failed("trace", error)
 
@@ -208,6 +218,7 @@ class OptimizerWatch:
         # The budget is the job's: its optimizers share it.
         self._paced_s = paced_s = elapsed_s / self._job.optimizers
         self.step += 1
+        self._surveys.stepped(self.name)
         clipped, self._job.clipped = self._job.clipped, None
         detail_s, other_s = self._job.uncharged_cost_s()
         self._detail_pacer.charge(detail_s + self._taps.spent_s())
@@ -285,7 +296,7 @@ class OptimizerWatch:
         elif self.locator.obstructed:
             self._job.explain(self.locator.finish)
         if broken:
-            self.locator.keep(weights, self.step)
+            self.locator.keep(weights, self.step, self._surveys.suspect)
             self.locator.arm()
 
     def _record(self, optimizer: torch.optim.Optimizer, paced_s: float) -> None:
@@ -316,35 +327,27 @@ class OptimizerWatch:
         """The layers' tensors; describes them anew when they are not those of the last frame."""
         held = self.held()
         signature = _signature(held, self._parameters)
-        if self._dirty or self._order is not None or signature != self._signature:
+        changed = signature != self._signature
+        if self._dirty or self._order is not None or changed:
+            if changed and self._version:
+                self._since = time.monotonic()
             self._describe(held)
             self._parameters = [layer.parameter for layer in self._layers]
             self._signature = _signature(held, self._parameters)
         return self._parameters
 
     def _describe(self, held: list[Tensor]) -> None:
-        """Name the layers, order them, and send the manifest."""
+        """Name the layers, order them, and send the manifest if it is another than the last."""
         first = not self._layers
-        models = self._living_models(held)
-        mine = {id(tensor) for tensor in held}
-        theirs = self._job.held_by_others(self)
-        layers = [
-            layer
-            for layer in named_layers(models)
-            if id(layer.parameter) in mine or id(layer.parameter) not in theirs
-        ]
-        named = {id(layer.parameter) for layer in layers}
-        layers += [
-            Layer(f"{self.name}.parameter_{place}", tensor, None)
-            for place, tensor in enumerate(held)
-            if id(tensor) not in named
-        ]
+        final = self._models is not None or self._find(held)
+        survey = self._survey(held)
+        layers = self._layers_in(survey, held)
         if len(layers) > MAX_LAYERS:
             say(f"{self.name} has {len(layers)} layers; the first {MAX_LAYERS} are recorded")
             layers = layers[:MAX_LAYERS]
         order, self._order = self._order, None
         depths = (order or ExecutionOrder(())).read(layers)
-        if first and self._models is None:
+        if first and self._models is None and len(layers) > 1:
             # Found at its first step: the next backward pass shows the order of execution.
             self._order = ExecutionOrder(layer.parameter for layer in layers)
         if [_key(layer) for layer in layers] != [_key(layer) for layer in self._layers]:
@@ -353,31 +356,47 @@ class OptimizerWatch:
         by_depth = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])
         trained = [layer.parameter for _, layer in by_depth if layer.parameter.requires_grad]
         self._sentinel = min(trained[:2], key=lambda tensor: tensor.numel(), default=None)
-        replicas = self._replicas(models)
-        self._dirty = False
+        replicas = self._replicas(survey)
+        self._dirty = not final
+        mine = set(map(id, held))
+        infos = [
+            layer.describe(depth, id(layer.parameter) in mine, id(layer.parameter) in replicas)
+            for layer, depth in zip(layers, depths, strict=True)
+        ]
+        if self._version and infos == self._infos:
+            return
         self._version += 1
+        self._infos = infos
         self._job.say(
             Manifest(
                 optimizer=self.name,
                 version=self._version,
                 rank=self._job.rank,
-                layers=[
-                    layer.describe(
-                        depth, id(layer.parameter) in mine, id(layer.parameter) in replicas
-                    )
-                    for layer, depth in zip(layers, depths, strict=True)
-                ],
+                layers=infos,
             )
         )
 
-    def _replicas(self, models: Sequence[nn.Module]) -> set[int]:
+    def _layers_in(self, survey: Survey, held: list[Tensor]) -> list[Layer]:
+        """Those that the optimizer holds, and those of the models that are for it to describe."""
+        self._surveys.claim(self, held)
+        self.extras = self._surveys.extras(self, survey)
+        places = survey.places
+        wanted = {places[id(tensor)] for tensor in held if id(tensor) in places}
+        wanted.update(places[id(layer.parameter)] for layer in self.extras)
+        return [survey.layers[place] for place in sorted(wanted)] + [
+            Layer(f"{self.name}.parameter_{place}", tensor, None)
+            for place, tensor in enumerate(held)
+            if id(tensor) not in places
+        ]
+
+    def _replicas(self, survey: Survey) -> set[int]:
         """Identities of the parameters that all ranks are to hold alike, where torch says so."""
         parameters = [layer.parameter for layer in self._layers]
         whole = [each for each in parameters if not in_shards(each)]
         self._comparable = self._world_size > 1 and bool(whole)
         if not self._comparable:
             return set()
-        wrapped = wrapped_by_ddp(models, whole, self._world_size)
+        wrapped = survey.wrapped(self._world_size) & {id(parameter) for parameter in whole}
         waits = self._sentinel is not None and id(self._sentinel) in wrapped
         self._time_waits(self._sentinel if waits else None)
         if shares_a_mesh(parameters, self._world_size):
@@ -393,17 +412,17 @@ class OptimizerWatch:
         if parameter is not None and self._wait_clock is None:
             self._wait_clock = WaitClock(parameter, lambda error: self._failed("time", error))
 
-    def _living_models(self, held: list[Tensor]) -> list[nn.Module]:
-        if self._models is None:
-            found = owning_models(held)
-            self._found = [weakref.ref(model) for model in found]
-            return found
-        return [model for model in (known() for known in self._models) if model is not None]
+    def _find(self, held: Sequence[Tensor]) -> bool:
+        """Look for the models that hold the optimizer's parameters. False to look again later."""
+        found, final = self._surveys.owners(held, self._since)
+        self._found = [weakref.ref(model) for model in found]
+        return final
 
-    def _modules(self) -> list[tuple[str, nn.Module]]:
-        """The modules of the models, as "encoder.0." and module."""
+    def _survey(self, held: Sequence[Tensor] = ()) -> Survey:
+        """Of the models that were given, else of those that were found."""
         models = (known() for known in self._models or self._found)
-        return [pair for model in models if model is not None for pair in clean_paths(model)]
+        alive = [model for model in models if model is not None]
+        return self._surveys.of(alive, held, self._since)
 
 
 def uncompiled(function: F) -> F:

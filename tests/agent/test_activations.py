@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradwatch
 from gradwatch import activations
-from gradwatch.activations import ENDS, RUN, RUNS, ActivationTaps, Ends, ends_of, sampled
+from gradwatch.activations import ENDS, RUN, RUNS, ActivationTaps, Ends, Modules, ends_of, sampled
 from gradwatch.layers import named_layers
 from gradwatch.wire.frame import Frame, Manifest, Record
 
@@ -41,7 +41,7 @@ def tapped(model: nn.Module, step: Callable[[], object]) -> dict[str, float]:
     """Share at the flat ends of each layer that was sampled in one step."""
     layers = list(named_layers([model]))
     taps = ActivationTaps()
-    taps.open(layers, model.named_modules)
+    taps.open(layers, lambda: Modules(model.named_modules()))
     step()
     outputs = taps.close()
     if outputs is None:
@@ -236,7 +236,7 @@ def test_under_autocast_weights_are_found_behind_their_casts(dtype: torch.dtype)
 def test_no_activation_is_kept_alive() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     taps = ActivationTaps()
-    taps.open(list(named_layers([model])), model.named_modules)
+    taps.open(list(named_layers([model])), lambda: Modules(model.named_modules()))
     output = model[1](model[0](torch.randn(100, 64)))
     model[2](output)
     storage, tensor = StorageWeakRef(output.untyped_storage()), weakref.ref(output)
@@ -349,7 +349,7 @@ def test_a_fault_of_ours_is_said_once_and_ends_the_sampling(
     layers = list(named_layers([model]))
     taps = ActivationTaps()
     for _ in range(3):
-        taps.open(layers, model.named_modules)
+        taps.open(layers, lambda: Modules(model.named_modules()))
         model(torch.randn(16, 4)).sum().backward()
         assert taps.close() is None
     assert capfd.readouterr().err.count("could not sample Tanh") == 1

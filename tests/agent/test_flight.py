@@ -176,5 +176,5 @@ def test_a_replica_under_ddp_records_none() -> None:
                 model(torch.ones(1, 2)).sum().backward()
                 optimizer.step()
             assert monitor._job is not None
-            (recording,) = monitor._job._recorders.values()
-    assert not recording._kept
+            (watch,) = monitor._job._by_name.values()
+    assert not watch.recorder._kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from gradwatch.checkup.observation import (
 )
 from gradwatch.checkup.randomness import seeded
 from gradwatch.checkup.trees import tensors_in
-from gradwatch.layers import Layer, named_layers, owning_models
+from gradwatch.layers import Layer, living, named_layers, owning_models
 
 # Calls of one step that are kept: a loop written out in tensors has more, and is not repeated.
 MAX_CALLS = 20_000
@@ -272,9 +271,7 @@ class Notes:
 
 def _held_by_optimizers() -> set[int]:
     """Identities of the parameters of every optimizer alive: one may have its turn only later."""
-    optimizers: list[Any] = [
-        item for item in gc.get_objects() if issubclass(type(item), torch.optim.Optimizer)
-    ]
+    optimizers: list[Any] = living(torch.optim.Optimizer)
     return {
         id(item)
         for optimizer in optimizers
