@@ -4,7 +4,6 @@ import gc
 import re
 import warnings
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,19 +104,19 @@ def test_what_follows_from_layers_is_found_once_for_all_windows_that_share_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[object] = []
-    made = chain.bias_places_of
+    made = chain.is_link
 
-    def counted(layers: Sequence[Layer]) -> list[int]:
-        asked.append(layers)
-        return made(layers)
+    def counted(layer: Layer) -> bool:
+        asked.append(layer)
+        return made(layer)
 
-    monkeypatch.setattr(chain, "bias_places_of", counted)
+    monkeypatch.setattr(chain, "is_link", counted)
     layers = Layers(mlp(4))
     looks = [replace(window(mlp(4), FLAT * scale), layers=layers) for scale in (1.0, 2.0)]
     for look in looks:
-        chain.bias_places(look)
-        chain.bias_places(look.until(10))
-    assert len(asked) == 1
+        chain.links(look)
+        chain.links(look.until(10))
+    assert asked == list(layers)
 
 
 def test_a_window_is_freed_as_soon_as_it_was_judged() -> None:

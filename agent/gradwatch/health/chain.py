@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch.health.robust import Held, held, root_sum_squares
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layer, Layers, Window
 
 EVERY = slice(None)
 
@@ -59,11 +59,15 @@ def is_stray(layer: Layer) -> bool:
 
 def links(window: Window) -> list[int]:
     """Places in window.layers of the weight layers, the input's first."""
-    return window.of_layers(links_of)
+    return window.of_layers(_links)
 
 
-def links_of(layers: Sequence[Layer]) -> list[int]:
+def links_of(layers: Layers) -> list[int]:
     """Places of the weight layers, the input's first."""
+    return layers.once(_links)
+
+
+def _links(layers: Layers) -> list[int]:
     places = [place for place, layer in enumerate(layers) if is_link(layer)]
     return sorted(places, key=lambda place: (layers[place].depth, place))
 
@@ -73,7 +77,7 @@ def optimized(window: Window) -> NDArray[np.bool_]:
     return window.of_layers(_optimized)
 
 
-def _optimized(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+def _optimized(layers: Layers) -> NDArray[np.bool_]:
     return np.array([layer.optimized for layer in layers], dtype=np.bool_)
 
 
@@ -82,7 +86,7 @@ def trainable(window: Window) -> NDArray[np.bool_]:
     return window.of_layers(_trainable)
 
 
-def _trainable(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+def _trainable(layers: Layers) -> NDArray[np.bool_]:
     return np.array([layer.trainable for layer in layers], dtype=np.bool_)
 
 
@@ -91,11 +95,15 @@ def bias_places(window: Window) -> list[int]:
 
     A unit's bias has gradient 0 exactly when no gradient arrives at the unit, whatever its input.
     """
-    return window.of_layers(bias_places_of)
+    return window.of_layers(_bias_places)
 
 
-def bias_places_of(layers: Sequence[Layer]) -> list[int]:
+def bias_places_of(layers: Layers) -> list[int]:
     """For each of the weight layers the place of its bias: see bias_places."""
+    return layers.once(_bias_places)
+
+
+def _bias_places(layers: Layers) -> list[int]:
     by_name = {layer.name: place for place, layer in enumerate(layers)}
     order = sorted(range(len(layers)), key=lambda place: (layers[place].depth, place))
     position = {place: number for number, place in enumerate(order)}
@@ -113,7 +121,7 @@ def bias_places_of(layers: Sequence[Layer]) -> list[int]:
     return found
 
 
-def _norm_after(layers: Sequence[Layer], order: list[int], start: int) -> int | None:
+def _norm_after(layers: Layers, order: list[int], start: int) -> int | None:
     """The bias of the first normalisation before the next weight layer, from `start` on."""
     for position in range(start, len(order)):
         place = order[position]
@@ -135,7 +143,7 @@ def roots(window: Window) -> NDArray[np.float32]:
     return window.of_layers(_roots)
 
 
-def _roots(layers: Sequence[Layer]) -> NDArray[np.float32]:
+def _roots(layers: Layers) -> NDArray[np.float32]:
     sizes = np.array([max(prod(layer.shape), 1) for layer in layers], dtype=np.float64)
     return np.sqrt(sizes).astype(np.float32)
 
@@ -161,7 +169,7 @@ def _chain_of(window: Window) -> Chain:
 
 
 def _names_and_biases(
-    layers: Sequence[Layer],
+    layers: Layers,
 ) -> tuple[tuple[str, ...], NDArray[np.intp], NDArray[np.int64]]:
     """Names of the weight layers; which of them have a bias, and the place of each such bias."""
     biases = np.array(bias_places_of(layers), dtype=np.int64)

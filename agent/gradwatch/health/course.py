@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradwatch.health.chain import broken_steps, links, links_of, weight_norms
 from gradwatch.health.robust import median, middle, root_sum_squares
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layers, Window
 
 # Median absolute deviation of a normal distribution, in standard deviations.
 MAD_SIGMA = 0.6745
@@ -133,7 +132,7 @@ def _movement(sound: Window) -> Movement:
     return Movement(sound.steps[rows], rows, ratio, moved, weight)
 
 
-def _moved(layers: Sequence[Layer]) -> list[int]:
+def _moved(layers: Layers) -> list[int]:
     """Places of the weight layers that the optimizer moves, the input's first."""
     places = links_of(layers)
     return [place for place in places if layers[place].optimized and layers[place].trainable]

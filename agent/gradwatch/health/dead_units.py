@@ -6,7 +6,6 @@ each of the last detail frames. A norm of 0 alone says nothing, for a float32 no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from gradwatch.health.chain import bias_places_of, links_of, rms, sound_part
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median, onset
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layers, Window
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _dead_layers(sound: Window, settings: Thresholds) -> DeadLayers:
     return DeadLayers(measured, share, frames, flagged, silenced, suspected)
 
 
-def _by_unit(layers: Sequence[Layer]) -> list[int]:
+def _by_unit(layers: Layers) -> list[int]:
     """Places of the weight layers whose rows are units, the input's first."""
     # A transposed convolution's first dimension is its input, so its rows say nothing of its units.
     return [
@@ -211,7 +210,7 @@ def _biases(sound: Window, measured: list[int]) -> NDArray[np.int64]:
     return sound.of_layers(_bias_of)[measured]
 
 
-def _bias_of(layers: Sequence[Layer]) -> NDArray[np.int64]:
+def _bias_of(layers: Layers) -> NDArray[np.int64]:
     """Place of each layer's bias, -1 for none and for what is no weight layer. int64[layers]."""
     found = np.full(len(layers), -1, dtype=np.int64)
     found[links_of(layers)] = bias_places_of(layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from gradwatch.health.course import movement, outcome
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import largest, median, onset, root_sum_squares
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layers, Window
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ def _dominant(sound: Window, settings: Thresholds) -> int | None:
     return places[leader] if size[leader] >= limit else None
 
 
-def _matrices(layers: Sequence[Layer]) -> tuple[list[int], NDArray[np.float64]]:
+def _matrices(layers: Layers) -> tuple[list[int], NDArray[np.float64]]:
     """Places of the weights and embeddings, and the number of elements of each."""
     places = [
         place

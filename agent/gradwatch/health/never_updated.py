@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from gradwatch.health.course import movement, typical
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layers, Window
 from gradwatch.health.words import listed
 
 SHORT = frozenset({"bfloat16", "float16"})
@@ -114,7 +113,7 @@ def _learning(norms: NDArray[np.float32], settings: Thresholds) -> NDArray[np.bo
     return (there >= settings.frames) & (got.sum(axis=0) >= 0.8 * there)
 
 
-def _dense(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+def _dense(layers: Layers) -> NDArray[np.bool_]:
     """Layers of which every step uses all rows. bool[layers]."""
     return np.array([layer.role != "embedding" for layer in layers], dtype=np.bool_)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -14,7 +13,7 @@ from gradwatch.health.course import FIRST_STEPS, movement
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import largest, median
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layers, Window
 from gradwatch.health.words import kept, spoken
 
 
@@ -88,7 +87,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     )
 
 
-def _roots(layers: Sequence[Layer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _roots(layers: Layers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Square roots of each weight layer's number of elements, and of its fan in. float64[n]."""
     shapes = [layers[place].shape for place in links_of(layers)]
     elements = np.array([sqrt(prod(shape)) for shape in shapes])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -17,7 +16,7 @@ from gradwatch.health.course import movement
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.robust import median, onset
 from gradwatch.health.thresholds import threshold
-from gradwatch.health.window import Layer, Window
+from gradwatch.health.window import Layer, Layers, Window
 from gradwatch.health.words import kept, listed, spoken
 
 T = TypeVar("T", bound=np.generic)
@@ -164,7 +163,7 @@ def _recent(values: NDArray[T], settings: Thresholds) -> NDArray[T]:
     return values[-settings.recent :]
 
 
-def _pairs(layers: Sequence[Layer]) -> NDArray[np.int64]:
+def _pairs(layers: Layers) -> NDArray[np.int64]:
     """Dense layers that feed one another: place of the first, its bias, the second, its bias."""
     places, biases = links_of(layers), bias_places_of(layers)
     others = sorted(layer.depth for layer in layers if layer.role not in ("bias", "weight"))

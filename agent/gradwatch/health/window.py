@@ -49,7 +49,7 @@ class Layers(tuple[Layer, ...]):
         made._known = {}
         return made
 
-    def once(self, make: Callable[[Sequence[Layer]], T]) -> T:
+    def once(self, make: Callable[[Layers], T]) -> T:
         """What `make` makes of the layers; made once, however many windows ask for it."""
         if make not in self._known:
             self._known[make] = make(self)
@@ -92,7 +92,7 @@ class Window:
         if not isinstance(self.layers, Layers):
             object.__setattr__(self, "layers", Layers(self.layers))
 
-    def of_layers(self, make: Callable[[Sequence[Layer]], T]) -> T:
+    def of_layers(self, make: Callable[[Layers], T]) -> T:
         """What `make` makes of the layers; made once for all windows that share them."""
         return cast(Layers, self.layers).once(make)
 
