@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
@@ -22,18 +24,15 @@ from gradwatch_server.ranks import read_manifest
 __all__ = ["Layout", "load_layout", "load_window", "statistic_rows", "window_of"]
 
 
-def load_layout(session: Session, optimizer: Optimizer, rank: int | None = None) -> Layout:
-    """The layers of an optimizer, as one of its ranks described them, or all of them together."""
-    speaker = optimizer.speaker if rank is None else rank
-    rows = session.scalars(
-        select(ManifestRow.body)
-        .where(ManifestRow.optimizer_id == optimizer.id, ManifestRow.rank == speaker)
-        .order_by(ManifestRow.version)
-    )
-    return Layout([read_manifest(body) for body in rows])
-
-
 # Made once: to put a query together costs as much as to run it.
+_MANIFESTS = (
+    select(ManifestRow.__table__.c.body)
+    .where(
+        ManifestRow.__table__.c.optimizer_id == bindparam("optimizer"),
+        ManifestRow.__table__.c.rank == bindparam("speaker"),
+    )
+    .order_by(ManifestRow.__table__.c.version)
+)
 _FRAMES = FrameRow.__table__.c
 _MEASURED = select(_FRAMES.step, _FRAMES.digest).where(
     _FRAMES.optimizer_id == bindparam("optimizer"),
@@ -49,6 +48,18 @@ _BODIES = _MEASURED.add_columns(_FRAMES.body).where(
     # By the range too: see ingest._Batch._stored_digests.
     _FRAMES.step.between(bindparam("first"), bindparam("last")),
 )
+
+
+def load_layout(session: Session, optimizer: Optimizer, rank: int | None = None) -> Layout:
+    """The layers of an optimizer, as one of its ranks described them, or all of them together."""
+    own = {"optimizer": optimizer.id, "speaker": optimizer.speaker if rank is None else rank}
+    return _layout(tuple(body for (body,) in session.connection().execute(_MANIFESTS, own)))
+
+
+# By what is stored, not by whose it is: runs of a team share it, and what is found out of it.
+@lru_cache(maxsize=512)
+def _layout(manifests: tuple[bytes, ...]) -> Layout:
+    return Layout([read_manifest(body) for body in manifests])
 
 
 def load_window(session: Session, optimizer: Optimizer, cache: FrameCache | None = None) -> Window:

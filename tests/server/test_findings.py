@@ -109,7 +109,7 @@ def test_a_healthy_run_is_called_so_once_it_is_judged(collector):
 def test_only_runs_that_changed_are_judged_again(collector, monkeypatch):
     collector.store(new_run(), [manifest(dense(4)), *healthy(range(20))])
     collector.judge()
-    monkeypatch.setattr(judging, "judge_run", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(judging, "judge", lambda *_: pytest.fail("judged again"))
     collector.judge()
 
 

@@ -19,7 +19,7 @@ from gradwatch.wire.frame import Frame, RunInfo
 from gradwatch_server import windows
 from gradwatch_server.database import reading, writing
 from gradwatch_server.frame_cache import FRAME_BYTES, FrameCache
-from gradwatch_server.judging import judge_due, judge_run
+from gradwatch_server.judging import judge_due
 from gradwatch_server.merge import MERGED
 from gradwatch_server.models import FrameRow, Optimizer, Run
 from gradwatch_server.queries import find_optimizer, find_run
@@ -221,12 +221,11 @@ def test_of_many_runs_the_one_that_waits_longest_comes_first(collector, monkeypa
     monkeypatch.setattr("gradwatch_server.judging.BATCH", 2)
     seen: list[str] = []
 
-    def noted(engine: Any, run_id: int, *given: Any) -> bool:
-        with Session(engine) as session:
-            seen.append(session.get_one(Run, run_id).key)
-        return judge_run(engine, run_id, *given)
+    def noted(session: Session, optimizer: Optimizer, *given: Any) -> Window:
+        seen.append(session.get_one(Run, optimizer.run_id).key)
+        return load_window(session, optimizer, *given)
 
-    monkeypatch.setattr("gradwatch_server.judging.judge_run", noted)
+    monkeypatch.setattr("gradwatch_server.judging.load_window", noted)
     for number in range(4):
         for run in runs:
             collector.post(run, healthy(range(20 + number, 21 + number), 2))
