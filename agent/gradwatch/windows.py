@@ -94,14 +94,16 @@ def _tables(
     for row, frame in enumerate(frames):
         if frame.columns:
             alike.setdefault((frame.manifest, frame.columns), []).append(row)
-    tables: dict[str, NDArray[np.float32]] = {}
+    measured = {name for _, columns in alike for name in columns}
+    found = [name for name in names if name in measured]
+    # One piece of memory: what is as large and taken again and again is not given back to the
+    # system each time, which would cost more than to fill it.
+    shape = (len(found), len(frames), len(layout.layers))
+    tables = dict(zip(found, np.full(shape, np.nan, dtype=np.float32), strict=True))
     for (version, columns), rows in alike.items():
         joined = b"".join([frames[row].values for row in rows])
         values = np.frombuffer(joined, dtype="<f4").reshape(len(rows), len(columns), -1)
-        for name in set(names) & set(columns):
-            if name not in tables:
-                shape = (len(frames), len(layout.layers))
-                tables[name] = np.full(shape, np.nan, dtype=np.float32)
+        for name in tables.keys() & set(columns):
             tables[name][rows] = layout.spread(version, values[:, columns.index(name)])
     return tables
 

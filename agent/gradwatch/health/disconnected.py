@@ -40,6 +40,8 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     held = optimized(window)
     wanted = held & trainable(window)
     present = ~np.isnan(window.statistic("norm")) | (window.statistic("nonfinite") > 0)
+    if not (wanted & ~present[-1]).any() and (present[-1] & held).any():
+        return None
     nothing = bool(held.any()) and not present[:, held].any()
     if nothing:
         wanted = held

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwatch.health.chain import links, sound_part
 from gradwatch.health.course import movement
@@ -33,10 +34,11 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     rows = movement(sound).rows
     equal = sound.statistic("weight_spread")[rows] <= settings.spread
     equal &= sound.statistic("weight_norm")[rows] > 0
+    shown: NDArray[np.bool_] = np.logical_or.reduce(equal, axis=0)
     places = [
         place
         for place in links(sound)
-        if equal[:, place].any()
+        if shown[place]
         and sound.layers[place].optimized
         and sound.layers[place].trainable
         and sound.layers[place].shape[0] >= settings.units
