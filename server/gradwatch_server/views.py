@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import msgspec
 
@@ -13,6 +14,9 @@ from gradwatch.health.score import score_of
 from gradwatch.wire.api import FindingView, OptimizerView, RunView, TokenView
 from gradwatch.wire.frame import RunInfo
 from gradwatch_server.models import OPEN, FindingRow, Optimizer, Run, TokenRow
+
+# The integers that msgpack has.
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 
 
 def finding_view(row: FindingRow, run_key: str) -> FindingView:
@@ -103,9 +107,23 @@ def run_info(run: Run) -> RunInfo:
     """How a run introduced itself, under the name and tags that people gave it since."""
     info = msgspec.json.decode(run.info, type=RunInfo)
     given = {"name": run.name, "tags": run.tags}
-    return msgspec.structs.replace(
-        info, **{field: value for field, value in given.items() if value is not None}
-    )
+    kept = {field: value for field, value in given.items() if value is not None}
+    return msgspec.structs.replace(info, config=_sendable(info.config), **kept)
+
+
+def _sendable(value: Any) -> Any:
+    """A value of JSON as msgpack can carry it too: an integer of more than 64 bits, as a seed may
+    be, becomes its digits."""
+    match value:
+        case dict():
+            items = cast("dict[str, Any]", value).items()
+            return {name: _sendable(item) for name, item in items}
+        case list():
+            return [_sendable(item) for item in cast("list[Any]", value)]
+        case int() if not MIN_INTEGER <= value <= MAX_INTEGER:
+            return str(value)
+        case _:
+            return value
 
 
 def run_status(run: Run, silent_after_s: float) -> str:
