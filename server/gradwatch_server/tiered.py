@@ -165,13 +165,16 @@ def _grid_of(columns: Columns, statistic: str, places: Ints) -> Grid:
 def _grid_of_frames(
     frames: Sequence[_Frame], statistic: str, places: dict[int, Ints], layers: int
 ) -> Grid:
-    measured = [frame for frame in frames if statistic in frame.packed.columns]
-    rows = _rows(measured, {statistic, "nonfinite"}, places, layers)
-    return Grid(
-        np.array([frame.step for frame in measured], dtype=np.int64),
+    """Frames that measured it, and those that tell of a gradient that is none."""
+    known = [frame for frame in frames if {statistic, "nonfinite"} & set(frame.packed.columns)]
+    rows = _rows(known, {statistic, "nonfinite"}, places, layers)
+    grid = Grid(
+        np.array([frame.step for frame in known], dtype=np.int64),
         lift(rows[statistic], by_squares(statistic)),
         rows["nonfinite"] > 0,
     )
+    measured = np.array([statistic in frame.packed.columns for frame in known], dtype=np.bool_)
+    return grid.taken(measured | grid.broken.any(axis=1))
 
 
 def _rows(

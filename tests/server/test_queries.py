@@ -80,6 +80,28 @@ def test_a_heatmap_of_steps_that_nobody_sent_is_empty(collector, run):
     assert shown.low.shape == (LAYERS, 0)
 
 
+@pytest.mark.parametrize("columns", [1, 3, 200])
+def test_a_gradient_that_broke_at_a_step_without_the_statistic_is_told(collector, columns):
+    info = new_run()
+    broken = np.zeros(LAYERS)
+    broken[2] = 1
+    frames = [
+        frame(step, [np.ones(LAYERS), broken if step == 7 else 0 * broken])
+        for step in range(20)
+        if step % 5
+    ]
+    details = [detail(step, [0.5] * LAYERS) for step in range(0, 20, 5)]
+    collector.store(info, [manifest(dense(LAYERS)), *frames, *details])
+    shown = collector.client.heatmap(info.id, OPTIMIZER, "mean_abs", columns=columns)
+    told, where = np.nonzero(shown.nonfinite)
+    assert told.tolist() == [2]
+    first = shown.steps[where[0]]
+    assert first <= 7
+    assert not np.any((shown.steps > first) & (shown.steps <= 7))
+    quiet = collector.client.heatmap(info.id, OPTIMIZER, "mean_abs", layers="0.*", columns=200)
+    assert quiet.steps.tolist() == [0, 5, 10, 15]
+
+
 def test_layers_are_shown_in_the_order_of_the_forward_pass(collector):
     run = new_run()
     layers = [layer("head", 2), layer("stem", 0), layer("body", 1)]
