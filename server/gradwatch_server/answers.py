@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -15,6 +16,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 # What clients must ask again for, though proxies and browsers may keep it to compare.
 PRIVATE = "private, no-cache"
+# Answers of which it is remembered what they were made of.
+MAX_TOLD = 10_000
 
 
 @runtime_checkable
@@ -35,34 +38,51 @@ class NoArrowError(RuntimeError):
     """Arrow was asked for, and this collector cannot write it."""
 
 
-def answer(request: Request, value: Any, tag: str = "", status: int = 200) -> Response:
-    """msgpack or Arrow for those who ask for it, JSON for everyone else.
-
-    tag: changes whenever the answer does; without one it is taken from the answer itself.
-    """
+def answer(request: Request, value: Any, status: int = 200) -> Response:
+    """msgpack or Arrow for those who ask for it, JSON for everyone else, under a tag of what it
+    says; 304 for a client that has it already."""
     body, media_type = _encoded(request.headers.get("Accept", ""), value)
     if request.method != "GET":
         return Response(body, status, {"Cache-Control": "no-store"}, media_type)
-    found = tag or _tag_of(body)
-    headers = {"ETag": f'"{found}"', "Cache-Control": PRIVATE, "Vary": "Accept, Authorization"}
-    if not tag and known(request, found):
+    tag = _tag_of(body)
+    headers = _tagged(tag)
+    if known(request, tag):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=media_type, headers=headers)
 
 
-def unchanged(request: Request, *facts: object) -> tuple[str, Response | None]:
-    """A tag of facts and of what is asked for, and the answer to a client that has it already."""
-    asked = (request.url.path, request.url.query, request.headers.get("Accept", ""), *facts)
-    tag = _tag_of(repr(asked).encode())
-    if not known(request, tag):
-        return tag, None
-    return tag, Response(status_code=304, headers={"ETag": f'"{tag}"', "Cache-Control": PRIVATE})
+class Told:
+    """Tags of answers by the facts that they were made of: who polls while those stand is answered
+    without asking again. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._tags: dict[str, str] = {}
+
+    def answer(self, request: Request, facts: object, find: Callable[[], Any]) -> Response:
+        """What `find` finds, or 304 for a client that has it.
+
+        facts: change whenever the answer may; where it did not, its tag stays as well.
+        """
+        asked = (request.url.path, request.url.query, request.headers.get("Accept", ""), facts)
+        key = _tag_of(repr(asked).encode())
+        tag = self._tags.get(key)
+        if tag is not None and known(request, tag):
+            return Response(status_code=304, headers=_tagged(tag))
+        found = answer(request, find())
+        if len(self._tags) >= MAX_TOLD:
+            self._tags.clear()
+        self._tags[key] = found.headers["ETag"].strip('"')
+        return found
 
 
 def known(request: Request, tag: str) -> bool:
     """Whether the client says that it has this already."""
     given = request.headers.get("If-None-Match", "")
     return any(item.strip().removeprefix("W/").strip('"') == tag for item in given.split(","))
+
+
+def _tagged(tag: str) -> dict[str, str]:
+    return {"ETag": f'"{tag}"', "Cache-Control": PRIVATE, "Vary": "Accept, Authorization"}
 
 
 def _tag_of(content: bytes) -> str:

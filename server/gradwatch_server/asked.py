@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from gradwatch_server.access import Reading, RunKey, Step, reachable_run
-from gradwatch_server.answers import answer, unchanged
+from gradwatch_server.answers import answer
 from gradwatch_server.context import Context, Shared
 from gradwatch_server.database import reading
 from gradwatch_server.models import Optimizer
@@ -37,8 +37,9 @@ class AskedOptimizer:
         with reading(self.shared.engine) as session:
             run = reachable_run(session, self.grant, self.run)
             optimizer = find_optimizer(session, self.run, self.name)
-            tag, have = unchanged(self.request, run.id, run.changed, optimizer.thinned)
-            return have or answer(self.request, find(session, optimizer), tag)
+            # When a run was introduced tells it from one of its id that was deleted.
+            facts = (run.created_at, run.changed, optimizer.id, optimizer.thinned)
+            return self.shared.told.answer(self.request, facts, lambda: find(session, optimizer))
 
     def answer_anew(self, find: Callable[[Session, Optimizer], Any]) -> Response:
         """What `find` finds of it and of its findings, which people change too.

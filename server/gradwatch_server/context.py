@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 
+from gradwatch_server.answers import Told
 from gradwatch_server.intake import Intake
 from gradwatch_server.readiness import Readiness
 from gradwatch_server.settings import Settings
@@ -27,6 +28,7 @@ class Context:
     readiness: Readiness
     writer: Writer
     intake: Intake = field(default_factory=Intake)
+    told: Told = field(default_factory=Told)
 
 
 async def _context(request: Request) -> Context:

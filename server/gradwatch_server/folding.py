@@ -143,6 +143,7 @@ def _fold(engine: Engine, claim: _Claim) -> None:
             _write(session, due, stretch)
             if due.tier < TOP:
                 mark_stretches(session, due.optimizer_id, [due.start], due.tier + 1)
+            session.get_one(Optimizer, due.optimizer_id).thinned += 1
 
 
 def layer_names(session: Session, optimizer: Optimizer) -> Names:

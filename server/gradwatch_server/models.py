@@ -97,7 +97,8 @@ class Optimizer(Base):
     speaker: Mapped[int] = mapped_column(Integer, server_default="0")
     # Frames of single ranks are kept from this step on; before it only the merged ones are.
     kept_from: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # Grows whenever frames of single steps, or their histograms, are freed.
+    # Grows whenever answers may change though no batch came: frames of single steps, or their
+    # histograms, were freed, or read in a new grouping since they were folded.
     thinned: Mapped[int] = mapped_column(BigInteger, server_default="0")
 
 
