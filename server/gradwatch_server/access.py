@@ -48,6 +48,17 @@ Reading = Annotated[Grant, Depends(_Needs(Scope.READ))]
 Administering = Annotated[Grant, Depends(_Needs(Scope.ADMIN))]
 
 
+def settled_project(grant: Grant, asked: str | None) -> str | None:
+    """The project that what a caller makes is for: the one asked for, or else the caller's own.
+
+    Returns None for all of them. Raises DeniedError for one that the caller does not reach.
+    """
+    project = grant.project if asked is None else asked
+    if not grant.reaches(project):
+        raise DeniedError(f"project: the token is for {grant.project!r} alone", 403)
+    return project
+
+
 def over_all_projects(grant: Grant) -> None:
     """Raises DeniedError for a token of one project: what follows tells of all of them."""
     if grant.project is not None:

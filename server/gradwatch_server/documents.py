@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from fastapi import FastAPI
@@ -56,11 +56,24 @@ def complete(app: FastAPI) -> None:
         components = schema.setdefault("components", {})
         components.setdefault("schemas", {}).update(COMPONENTS)
         components["securitySchemes"] = {"token": TOKEN}
+        _show_nulls(schema["paths"])
         # One or none: on loopback nobody needs a token until the first was made.
         schema["security"] = [{"token": []}, {}]
         return schema
 
     app.openapi = openapi
+
+
+def _show_nulls(part: Any) -> None:
+    """Put examples back as they are: FastAPI leaves out what is null in them."""
+    if isinstance(part, dict):
+        held = cast("dict[str, Any]", part)
+        if "example" in held:
+            whole = (EXAMPLES[kind] for kind, own in SCHEMAS.items() if own == held.get("schema"))
+            held["example"] = next(map(msgspec.to_builtins, whole), held["example"])
+            return
+        for item in held.values():
+            _show_nulls(item)
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

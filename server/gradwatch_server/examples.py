@@ -96,6 +96,26 @@ CHANNEL = api.ChannelView(
 )
 CHANGE = api.FindingChangeView(at=1764160060.0, change="opened", step=400, severity="warning")
 
+# A batch as a person may write it, of INFO's run.
+RECORDS: list[dict[str, Any]] = [
+    {
+        "type": "manifest",
+        "optimizer": "SGD",
+        "version": 1,
+        "layers": [msgspec.to_builtins(LAYER)],
+    },
+    {
+        "type": "frame",
+        "optimizer": "SGD",
+        "rank": 0,
+        "step": 1,
+        "time": 1764160001.0,
+        "manifest": 1,
+        "statistics": {"norm": [0.5], "nonfinite": [0]},
+        "scalars": {"loss": 2.3},
+    },
+    {"type": "end", "rank": 0, "time": 1764160002.0, "status": "finished"},
+]
 EXAMPLES: dict[Any, Any] = {
     RunInfo: INFO,
     Receipt: Receipt(stored=50, repeated=0),

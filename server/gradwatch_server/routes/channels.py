@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from gradwatch.wire.api import ChannelPatch, ChannelRequest, ChannelView
 from gradwatch_server import channels
-from gradwatch_server.access import Administering
+from gradwatch_server.access import Administering, settled_project
 from gradwatch_server.answers import answer
 from gradwatch_server.context import Shared
 from gradwatch_server.database import reading, writing
@@ -19,7 +19,6 @@ from gradwatch_server.documents import answered, taken
 from gradwatch_server.notifier import send_test
 from gradwatch_server.problems import problem
 from gradwatch_server.routes.records import body_of
-from gradwatch_server.tokens import DeniedError
 
 router = APIRouter(prefix="/api/v1/channels", tags=["channels"])
 
@@ -43,6 +42,7 @@ def list_channels(request: Request, shared: Shared, grant: Administering) -> Res
 
 @router.post(
     "",
+    status_code=201,
     summary="Make a channel",
     description=(
         "It gets the alerts of one project's runs, or of all. `url` is Apprise's; schemes that "
@@ -53,9 +53,7 @@ def list_channels(request: Request, shared: Shared, grant: Administering) -> Res
 )
 async def create_channel(request: Request, shared: Shared, grant: Administering) -> Response:
     asked = msgspec.json.decode(await body_of(request), type=ChannelRequest)
-    project = grant.project if asked.project is None else asked.project
-    if not grant.reaches(project):
-        raise DeniedError(f"project: the token is for {grant.project!r} alone", 403)
+    project = settled_project(grant, asked.project)
 
     def create() -> ChannelView:
         with writing(shared.engine) as session:

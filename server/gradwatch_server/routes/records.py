@@ -10,15 +10,16 @@ from fastapi.responses import Response
 
 from gradwatch.wire.codec import CONTENT_TYPE, MAX_BODY_BYTES, BatchTooLargeError
 from gradwatch.wire.frame import Receipt, RunInfo
-from gradwatch_server.access import Ingesting, RunKey
+from gradwatch_server.access import Ingesting, RunKey, settled_project
 from gradwatch_server.arrivals import Arrivals, arrive, arrive_json
 from gradwatch_server.context import Shared
 from gradwatch_server.database import writing
 from gradwatch_server.documents import JSON, answered, taken
+from gradwatch_server.examples import RECORDS
 from gradwatch_server.ingest import introduce
 from gradwatch_server.intake import Room
 from gradwatch_server.problems import problem
-from gradwatch_server.tokens import DeniedError, Grant
+from gradwatch_server.tokens import Grant
 
 router = APIRouter(prefix="/api/v1", tags=["ingest"])
 
@@ -34,8 +35,7 @@ async def put_run(run: RunKey, request: Request, shared: Shared, grant: Ingestin
     info = msgspec.json.decode(await body_of(request), type=RunInfo)
     if info.id != run:
         return problem(422, f"id: {info.id!r} is not the run of the path, {run!r}")
-    if not grant.reaches(info.project):
-        raise DeniedError(f"project: the token is for {grant.project!r} alone", 403)
+    settled_project(grant, info.project)
 
     def write() -> None:
         with writing(shared.engine) as session:
@@ -58,7 +58,13 @@ async def put_run(run: RunKey, request: Request, shared: Shared, grant: Ingestin
     responses=answered(Receipt, "Stored"),
     openapi_extra={
         "requestBody": {
-            "content": {CONTENT_TYPE: {}, JSON: {"schema": {"type": "array"}}},
+            "content": {
+                CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}},
+                JSON: {
+                    "schema": {"type": "array", "items": {"type": "object"}},
+                    "example": RECORDS,
+                },
+            },
             "required": True,
         }
     },

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from gradwatch.wire.api import NewToken, TokenRequest, TokenView
-from gradwatch_server.access import Administering
+from gradwatch_server.access import Administering, settled_project
 from gradwatch_server.answers import answer
 from gradwatch_server.context import Shared
 from gradwatch_server.database import reading, writing
 from gradwatch_server.documents import answered, taken
 from gradwatch_server.routes.records import body_of
-from gradwatch_server.tokens import DeniedError, issue, revoke, tokens
+from gradwatch_server.tokens import issue, revoke, tokens
 from gradwatch_server.views import token_view
 
 router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
@@ -26,6 +26,7 @@ TokenKey = Annotated[str, Path(pattern="^[0-9a-f]{12}$", description="the token'
 
 @router.post(
     "",
+    status_code=201,
     summary="Make a token",
     description=(
         "The token is shown in this answer and never again. Scopes: ingest sends, read reads, "
@@ -37,9 +38,7 @@ TokenKey = Annotated[str, Path(pattern="^[0-9a-f]{12}$", description="the token'
 )
 async def create_token(request: Request, shared: Shared, grant: Administering) -> Response:
     asked = msgspec.json.decode(await body_of(request), type=TokenRequest)
-    project = grant.project if asked.project is None else asked.project
-    if not grant.reaches(project):
-        raise DeniedError(f"project: the token is for {grant.project!r} alone", 403)
+    project = settled_project(grant, asked.project)
 
     def make() -> NewToken:
         with writing(shared.engine) as session:
