@@ -49,6 +49,16 @@ class Arrivals(NamedTuple):
     records: list[Arrived]
     rejected: list[Rejection]
 
+    @property
+    def size(self) -> int:
+        """Bytes that the good ones take, about."""
+        return sum(
+            len(item.body) + item.record.values.nbytes
+            if isinstance(item, ArrivedFrame)
+            else len(item.raw)
+            for item in self.records
+        )
+
 
 def arrive(body: bytes) -> Arrivals:
     """Read a request's body. Raises BatchError when it is no batch."""

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from gradwatch_server.writer import BusyError
 
-# Bodies of requests that are not answered yet, compressed as they came.
-LIMIT_BYTES = 256 << 20
+# Of requests that are not answered yet: their bodies as they came, and what these unpacked to.
+LIMIT_BYTES = 512 << 20
 
 
 class Room:

@@ -24,6 +24,7 @@ from gradwatch.wire.codec import (
 )
 from gradwatch.wire.frame import Drops, Frame, RunEnd
 from gradwatch.wire.histogram import BUCKETS
+from gradwatch_server import intake
 from gradwatch_server.models import FrameRow, Run
 from gradwatch_server.packing import unpack_frame, unpack_histograms
 
@@ -269,6 +270,31 @@ def test_a_body_over_the_limit_is_refused(collector):
     run = new_run()
     collector.put(run)
     assert collector.post_bytes(run, bytes(MAX_BODY_BYTES + 1)).problem.status == 413
+
+
+def test_a_body_of_json_has_a_limit_of_its_own(collector):
+    run = new_run()
+    collector.put(run)
+    bomb = b"[" + b"[]," * 1_500_000 + b"[]]"
+    assert len(bomb) < MAX_BODY_BYTES
+    json_type = {"Content-Type": "application/json"}
+    path = f"/api/v1/runs/{run.id}"
+    assert collector.request("POST", f"{path}/records", bomb, **json_type).problem.status == 413
+    body = b'{"config": {"a": ' + bomb + b"}}"
+    assert collector.request("PUT", path, body, **json_type).problem.status == 413
+
+
+def test_what_bodies_unpack_to_is_bounded_while_it_waits(collector, monkeypatch):
+    monkeypatch.setattr(intake, "LIMIT_BYTES", 1 << 20)
+    run = new_run()
+    collector.store(run, [manifest(dense(1000))])
+    flat = [frame(step, np.zeros((2, 1000))) for step in range(200)]
+    body = encode_batch(flat)
+    assert len(body) < 1 << 16
+    answer = collector.post_bytes(run, body)
+    assert answer.problem.status == 429
+    assert answer.headers["Retry-After"]
+    assert collector.post(run, flat[:10]).receipt.stored == 10
 
 
 def test_a_small_body_that_unpacks_to_a_huge_one_is_refused(collector):

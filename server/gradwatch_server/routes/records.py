@@ -23,6 +23,9 @@ from gradwatch_server.tokens import Grant
 
 router = APIRouter(prefix="/api/v1", tags=["ingest"])
 
+# Of what is decoded whole: JSON may become thirty times as large in memory.
+MAX_JSON_BYTES = 4 << 20
+
 
 @router.put(
     "/runs/{run}",
@@ -71,9 +74,11 @@ async def put_run(run: RunKey, request: Request, shared: Shared, grant: Ingestin
 )
 async def post_records(run: RunKey, request: Request, shared: Shared, grant: Ingesting) -> Response:
     with shared.intake.room() as room:
-        body = await body_of(request, room)
         is_json = request.headers.get("Content-Type", "").startswith(JSON)
+        body = await body_of(request, room, MAX_JSON_BYTES if is_json else MAX_BODY_BYTES)
         arrivals = await asyncio.to_thread(arrive_json if is_json else arrive, body)
+        # What waits for the writer may be a thousand times what came.
+        room.take(arrivals.size)
         return await _store(run, arrivals, shared, grant)
 
 
@@ -90,14 +95,14 @@ async def _store(run: str, arrivals: Arrivals, shared: Shared, grant: Grant) -> 
     return Response(msgspec.json.encode(receipt), media_type=JSON)
 
 
-async def body_of(request: Request, room: Room | None = None) -> bytes:
+async def body_of(request: Request, room: Room | None = None, limit: int = MAX_JSON_BYTES) -> bytes:
     """The request's body, refused as soon as it is over the limit."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise BatchTooLargeError(f"the body is over {MAX_BODY_BYTES} bytes; send less at once")
+        if size > limit:
+            raise BatchTooLargeError(f"the body is over {limit} bytes; send less at once")
         if room is not None:
             room.take(len(chunk))
         chunks.append(chunk)
