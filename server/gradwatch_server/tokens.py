@@ -162,8 +162,9 @@ class Keyring:
 
         Raises DeniedError when it is not good, TooManyRequestsError when it is used too often.
         """
-        text = authorization.removeprefix("Bearer ").strip() if authorization else ""
-        if not text or text == authorization:
+        scheme, _, given = authorization.partition(" ")
+        text = given.strip()
+        if not text or scheme.lower() != "bearer":  # schemes are written in any case
             if self._open():
                 return Grant(ALL_SCOPES)
             raise DeniedError("this collector wants a token: set GRADWATCH_TOKEN", 401)

@@ -237,6 +237,14 @@ def test_whoever_keeps_asking_still_gets_his_rate(monkeypatch, start_collector):
     assert granted == pytest.approx(20 * 10 + 20, abs=3)
 
 
+def test_the_scheme_of_a_token_is_written_in_any_case(start_collector):
+    collector = start_collector(server_token=ADMIN)
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert collector.get("/api/v1/runs", Authorization=f"{scheme} {ADMIN}").status == 200
+    for given in (ADMIN, f"Basic {ADMIN}", "Bearer", "Bearer  "):
+        assert collector.get("/api/v1/runs", Authorization=given).status == 401
+
+
 def test_other_sites_are_not_let_in(start_collector):
     collector = start_collector()
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "DELETE"}
