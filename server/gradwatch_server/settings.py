@@ -34,7 +34,7 @@ class Settings:
     notify_local: str = "refuse"  # or allow: alerts may go to loopback and link-local addresses
     server_token: str = ""  # bearer token that every request must carry; empty on loopback only
     dashboard_url: str = ""  # shown in alerts, and where the collector's front page leads
-    judge_every_s: float = 2.0  # seconds between two judgements of a run
+    judge_every_s: float = 4.0  # seconds between two judgements of a run
     thresholds: str = ""  # TOML file of thresholds that differ from the detectors' defaults
     silent_after_s: float = 120.0  # a running job without a frame for so long is shown as silent
     requests_a_s: float = 1000.0  # a second that one token may send
