@@ -23,7 +23,7 @@ _EPSILON: dict[Any, float] = {
     np.dtype(np.float32): 5e-3,
     np.dtype(np.float16): 1e-1,
 }
-_TOLERANCE: dict[Any, float] = {
+TOLERANCE: dict[Any, float] = {
     np.dtype(np.float64): 1e-5,
     np.dtype(np.float32): 1e-2,
     np.dtype(np.float16): 1e-1,
@@ -169,7 +169,7 @@ def gradient_check(
     except CotangentShapeError as error:
         return _no_gradients(problem, str(error))
     checks: list[ParameterCheck] = []
-    limits = [tolerance or _TOLERANCE[x.dtype] for x in problem.arrays]
+    limits = [tolerance or TOLERANCE[x.dtype] for x in problem.arrays]
     for i, (name, x) in enumerate(zip(problem.names, problem.arrays, strict=True)):
         h, limit, spacing = epsilon or _EPSILON[x.dtype], limits[i], float(np.finfo(x.dtype).eps)
         by_elements = x.size <= elementwise_limit
@@ -180,7 +180,7 @@ def gradient_check(
             found.append((index, _probe(problem.line(i, direction), slope, step, limit, spacing)))
         method = "elements" if by_elements else "directions"
         checks.append(_summary(name, x.shape, method, found, limit))
-    return GradientReport(tuple(checks), max(limits, default=_TOLERANCE[np.dtype(float)]))
+    return GradientReport(tuple(checks), max(limits, default=TOLERANCE[np.dtype(float)]))
 
 
 def _no_gradients(problem: _Problem, note: str) -> GradientReport:

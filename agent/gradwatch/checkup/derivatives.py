@@ -19,11 +19,10 @@ from gradwatch.checkup.trees import tensors_in
 from gradwatch.checkup.trying import trial_of
 from gradwatch.checkup.verdict import Verdict, advice, gravest, passed, skipped, wrong
 from gradwatch.checkup.words import listed
+from gradwatch.health.reference_mismatch import Thresholds, error_of
 
-# Relative errors |a - n| / (|a| + |n| + 1e-8): a wrong formula gives 1e-1 and more, rounding and
-# curvature in float64 1e-6 and less; a kink of a ReLU within the step comes in between.
-FLOOR = 1e-8
-TOLERANCE = 1e-3
+# As an audit by finite differences has it: one number, one reason.
+TOLERANCE = Thresholds().finite_difference
 # Two steps, relative to the size of what is moved: where their slopes differ, as with the kink of a
 # ReLU in between, neither is known, and another direction is tried.
 STEPS = (1e-7, 1e-6)
@@ -58,7 +57,7 @@ class Slopes(NamedTuple):
 
 def relative_error(a: float, n: float) -> float:
     """|a - n| / (|a| + |n| + 1e-8)."""
-    return abs(a - n) / (abs(a) + abs(n) + FLOOR)
+    return error_of(abs(a - n), abs(a), abs(n))
 
 
 def functions(seen: Observation) -> Verdict:
@@ -127,12 +126,16 @@ def _difference(
     return (found[0] - found[1]) / (2 * step)
 
 
-def _function(call: FunctionCall) -> Verdict:
-    name = call.function.__name__
+def slopes_of_function(call: FunctionCall) -> Slopes | None:
+    """Slopes of a custom function, its outputs weighted at random, in float64.
+
+    None for one that was given nothing that needs a gradient. Raises what the function raises when
+    it is called in float64.
+    """
     doubles = [_double(item) for item in call.arguments]
     points = [item for item in doubles if isinstance(item, Tensor) and item.requires_grad]
     if not points:
-        return skipped(f"{name} was given nothing that needs a gradient")
+        return None
     weights: list[Tensor] = []
 
     def value() -> Tensor:
@@ -153,9 +156,16 @@ def _function(call: FunctionCall) -> Verdict:
             [(item * weight).sum() for item, weight in zip(made, weights, strict=True)]
         ).sum()
 
+    return slopes_of(value, points)
+
+
+def _function(call: FunctionCall) -> Verdict:
+    name = call.function.__name__
     try:
-        slopes = slopes_of(value, points)
-        same = _returns_its_input(call, doubles)
+        slopes = slopes_of_function(call)
+        if slopes is None:
+            return skipped(f"{name} was given nothing that needs a gradient")
+        same = _returns_its_input(call)
     except Exception as error:
         return skipped(f"{name} cannot be called in float64: {_line(error)}")
     if slopes.error <= TOLERANCE:
@@ -248,7 +258,8 @@ def _double(item: Any) -> Any:
     return double.requires_grad_(item.requires_grad)
 
 
-def _returns_its_input(call: FunctionCall, doubles: Sequence[Any]) -> bool:
+def _returns_its_input(call: FunctionCall) -> bool:
+    doubles = [_double(item) for item in call.arguments]
     given = [item.detach().clone() if isinstance(item, Tensor) else item for item in doubles]
     made = next(tensors_in(call.function.apply(*given)), None)
     return made is not None and any(

@@ -63,6 +63,20 @@ class Silence(NamedTuple):
     longest_s: float  # the longest pause between two of its steps before
 
 
+class Compared(NamedTuple):
+    """A layer's gradient beside what a reference computed of the same numbers."""
+
+    layer: str
+    rank: int
+    method: str  # see gradwatch.health.reference_mismatch.METHODS
+    step: int
+    dtype: str  # that the job computed in, as "float32"
+    error: float  # relative; NaN where it is not known
+    tolerance: float | None = None  # None: by method and type
+    nonfinite: int = 0  # elements of the gradient that are NaN or Inf
+    reference_nonfinite: int = 0
+
+
 @dataclass(frozen=True)
 class Window:
     """Recorded steps in ascending order.
@@ -73,6 +87,7 @@ class Window:
     measured: bool[steps], whether gradients were looked at; None when they always were. A frame may
     hold a loss alone, or say that its step was skipped.
     silence: of a run that is looked at by the clock; None when by its frames alone.
+    audits: what was compared with a reference, in any order.
     """
 
     steps: NDArray[np.int64]
@@ -84,6 +99,7 @@ class Window:
     )
     measured: NDArray[np.bool_] | None = None
     silence: Silence | None = None
+    audits: Sequence[Compared] = ()
     _known: dict[Any, Any] = field(
         default_factory=dict[Any, Any], init=False, repr=False, compare=False
     )
