@@ -38,6 +38,8 @@ from gradwatch.wire.api import (
     TokenRequest,
     TokenView,
 )
+from gradwatch.wire.audit import Audit, AuditPage, AuditView
+from gradwatch.wire.frame import Wire
 
 MSGPACK = "application/x-msgpack"
 DEFAULT_TIMEOUT_S = 10.0
@@ -253,6 +255,37 @@ class Client:
         body = FindingPatch(muted=muted, acknowledged=acknowledged, note=note)
         return self._send("PATCH", f"/api/v1/findings/{finding}", FindingHistory, body)
 
+    def audits(
+        self,
+        run: str,
+        *,
+        optimizer: str | None = None,
+        layer: str | None = None,
+        passed: bool | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> AuditPage:
+        """One page of a run's gradients compared with a reference, the last received first.
+
+        passed: whether all layers of an audit did; of `layer` alone where one is named.
+        """
+        return self._get(
+            f"{_of(run)}/audits",
+            AuditPage,
+            optimizer=optimizer,
+            layer=layer,
+            passed=None if passed is None else str(passed).lower(),
+            after=after,
+            limit=limit,
+        )
+
+    def send_audit(self, run: str, audit: Audit) -> AuditView:
+        """Store a comparison of gradients with a reference; again is safe. Scope ingest.
+
+        Raises CollectorError with status 409 when another one of its key was stored before.
+        """
+        return self._send("POST", f"{_of(run)}/audits", AuditView, audit)
+
     def heatmap(
         self,
         run: str,
@@ -366,7 +399,7 @@ class Client:
         asked = f"?{urlencode(given, doseq=True)}" if given else ""
         return msgspec.msgpack.decode(self._request("GET", path + asked), type=answer)
 
-    def _send(self, method: str, path: str, answer: type[T], body: Question) -> T:
+    def _send(self, method: str, path: str, answer: type[T], body: Question | Wire) -> T:
         content = self._request(method, path, msgspec.json.encode(body))
         return msgspec.msgpack.decode(content, type=answer)
 
