@@ -11,6 +11,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gradwatch.health import reference_mismatch
 from gradwatch.health.finding import Finding, Severity
 from gradwatch.health.judge import DETECTORS
 from gradwatch_server import alerts
@@ -19,7 +20,8 @@ from gradwatch_server.models import OPEN, RESOLVED, FindingRow, Run
 from gradwatch_server.reports import add_reports
 from gradwatch_server.storable import MAX_NUMBER
 
-ALL_KINDS = frozenset(detector.kind for detector in DETECTORS)
+# What frames tell; audits tell of their own, and are all that can end it.
+ALL_KINDS = frozenset(detector.kind for detector in DETECTORS) - {reference_mismatch.KIND}
 NON_FINITE = "non_finite"
 # A problem is over when it was not seen for this many steps; less would flap.
 RESOLVE_AFTER_STEPS = 50
@@ -47,28 +49,46 @@ def reconcile(
     alerted = False
     for finding in findings:
         row = known.get(finding.kind)
-        if row is None:
-            row = FindingRow(run_id=run.id, optimizer=optimizer, kind=finding.kind, state="")
-            session.add(row)
-        elif row.state == RESOLVED and finding.last_step <= row.last_step:
+        if row is not None and row.state == RESOLVED and finding.last_step <= row.last_step:
             continue  # the same steps seen again, not a relapse
-        opened = row.state != OPEN
-        _update(row, finding, opened)
-        if finding.kind == NON_FINITE:
-            session.flush()
-            add_reports(session, row)
-        if opened:
-            session.flush()
-            note_change(session, row, "opened")
-        if opened and finding.severity.rank >= Severity.WARNING.rank:
-            alerts.enqueue(session, row, "opened", channels)
-            alerted = True
+        alerted |= tell(session, run, optimizer, row, finding, channels)
     for kind in kinds & known.keys() - _current(findings, last_step):
         row = known[kind]
         if row.state == OPEN and last_step >= row.last_step + RESOLVE_AFTER_STEPS:
             resolve(session, row, channels)
             alerted = True
     return alerted
+
+
+def tell(
+    session: Session,
+    run: Run,
+    optimizer: str,
+    row: FindingRow | None,
+    finding: Finding,
+    channels: Sequence[str],
+    anew: bool = False,
+) -> bool:
+    """Open a finding, or keep an open one up to date. Returns whether alerts were written.
+
+    row: of its kind; None for the first one. anew: whether all that an open one says is replaced,
+    though what is said now began later.
+    """
+    if row is None:
+        row = FindingRow(run_id=run.id, optimizer=optimizer, kind=finding.kind, state="")
+        session.add(row)
+    opened = row.state != OPEN
+    _update(row, finding, opened, anew)
+    if finding.kind == NON_FINITE:
+        session.flush()
+        add_reports(session, row)
+    if opened:
+        session.flush()
+        note_change(session, row, "opened")
+    if opened and finding.severity.rank >= Severity.WARNING.rank:
+        alerts.enqueue(session, row, "opened", channels)
+        return True
+    return False
 
 
 def resolve(session: Session, row: FindingRow, channels: Sequence[str]) -> None:
@@ -86,7 +106,7 @@ def _current(findings: Sequence[Finding], last_step: int) -> frozenset[str]:
     return ALL_KINDS if NON_FINITE in current else frozenset(current)
 
 
-def _update(row: FindingRow, finding: Finding, opened: bool) -> None:
+def _update(row: FindingRow, finding: Finding, opened: bool, anew: bool) -> None:
     relapse = opened and row.state == RESOLVED
     if opened:
         row.opened_at = time.time()
@@ -97,8 +117,8 @@ def _update(row: FindingRow, finding: Finding, opened: bool) -> None:
     began_earlier = finding.first_step <= row.first_step
     row.state = OPEN
     row.severity = finding.severity.value
-    row.last_step = max(finding.last_step, row.last_step or 0)
-    if opened or began_earlier:
+    row.last_step = finding.last_step if anew else max(finding.last_step, row.last_step or 0)
+    if opened or began_earlier or anew:
         # The window slides on: where it began is only known while the beginning is in view.
         row.first_step = finding.first_step
         row.layers = list(finding.layers[:MAX_LAYERS_KEPT])

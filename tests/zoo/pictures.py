@@ -24,11 +24,13 @@ from gradwatch.health import stalled_run as stalled
 from gradwatch.health.chain import chain_of, links, relative_size, total_norm
 from gradwatch.health.judge import judge
 from gradwatch.health.kinds import KINDS
+from gradwatch.health.reference_mismatch import tolerance_of
 from gradwatch.health.window import Silence
 from gradwatch.health.words import spoken
 from gradwatch.wire.histogram import BUCKETS, MIN_EXPONENT, OCTAVES, ZERO
 
 from ..health.pages import with_parts
+from .audited import audits_of
 from .drawing import (
     BROKEN,
     FAULT,
@@ -72,6 +74,7 @@ class Picture(NamedTuple):
     beside: tuple[Key, ...] = ()
     until: int | None = None
     silent: bool = False  # whether it is judged as one that was not heard of since
+    audited: tuple[int, ...] = ()  # steps at which its gradients are compared with a reference
 
 
 def vanishing(figure: Figure, job: Job, beside: Sequence[Job]) -> None:
@@ -613,6 +616,37 @@ def stalled_run(figure: Figure, job: Job, beside: Sequence[Job]) -> None:
     )
 
 
+def reference_mismatch(figure: Figure, job: Job, beside: Sequence[Job]) -> None:
+    left, right = two(figure)
+    finding = job.told("reference_mismatch")
+    for name in dict.fromkeys(each.layer for each in job.window.audits):
+        own = [each for each in job.window.audits if each.layer == name]
+        wrong = name in finding.layers
+        left.plot(
+            [each.step for each in own], [max(each.error, 1e-9) for each in own],
+            color=FAULT if wrong else HEALTH, marker="o", markersize=3.5, linewidth=1,
+        )  # fmt: skip
+    end = float(job.steps[-1])
+    allowed = (("finite_difference", "differences"), ("reference", "float32"))
+    for method, word in allowed:
+        limit = tolerance_of(method, "float32")
+        left.axhline(limit, color=QUIET, linewidth=0.9, linestyle=":")
+        say(left, end, 1.9 * limit, f"threshold, {word}", QUIET, ha="right", fontsize=8)
+    say(left, end / 2, 0.4, finding.layers[0], FAULT, ha="center")
+    say(left, end / 2, 4e-7, "the layers beneath it", HEALTH, ha="center")
+    left.set_yscale("log")
+    left.set_ylim(2e-9, 9)
+    left.set_ylabel("relative error of the gradient")
+    left.set_title("Compared with a reference: one function is wrong")
+    curve(right, job, job.loss, FAULT, "loss", linewidth=1.0)
+    right.set_yscale("log")
+    short(right)
+    right.set_ylabel("loss")
+    right.set_title("Told at the first audit, long before the loss shows it")
+    onset(right, finding, high=0.6)
+    onset(right, job.told("divergence"), high=0.25)
+
+
 # A row a kind: its drawing, the job, and what it is compared with.
 PICTURES: dict[str, Picture] = {
     "vanishing": Picture(
@@ -655,11 +689,23 @@ PICTURES: dict[str, Picture] = {
     "straggler": Picture(straggler, Key("F31 one of three sleeps", 0)),
     # Any job will do, as though its process had been killed after the last step.
     "stalled_run": Picture(stalled_run, Key("H01 ReLU MLP", 3), silent=True),
+    "reference_mismatch": Picture(
+        reference_mismatch, Key("F39 wrong sign", 0), until=140, audited=(1, *range(20, 141, 20))
+    ),
 }
 
 
-def job_of(key: Key, folder: Path, until: int | None = None, silent: bool = False) -> Job:
-    """A job that was trained before, up to and with step `until`, and what is said of it then."""
+def job_of(
+    key: Key,
+    folder: Path,
+    until: int | None = None,
+    silent: bool = False,
+    audited: Sequence[int] = (),
+) -> Job:
+    """A job that was trained before, up to and with step `until`, and what is said of it then.
+
+    audited: steps of which it is trained again, with the same weights, to compare its gradients.
+    """
     recording = load(key, folder)
     (optimizer,) = recording.optimizers
     window = recording.window(optimizer, until)
@@ -667,13 +713,15 @@ def job_of(key: Key, folder: Path, until: int | None = None, silent: bool = Fals
         times = [frame.time for frame in recording.frames[optimizer]]
         pauses = [after - before for before, after in pairwise(times)]
         window = replace(window, silence=Silence(SILENCE_S, max(pauses)))
+    if audited:
+        window = replace(window, audits=audits_of(key, audited))
     return Job(key, recording, window, judge(window))
 
 
 def drawn(kind: str, kept: Path) -> tuple[Figure, Job]:
     """The picture of a kind, and its job. kept: folder of the jobs that were trained before."""
     picture = PICTURES[kind]
-    job = job_of(picture.job, kept, picture.until, picture.silent)
+    job = job_of(picture.job, kept, picture.until, picture.silent, picture.audited)
     with mpl.rc_context(STYLE):
         figure = new_figure()
         picture.draw(figure, job, [job_of(key, kept) for key in picture.beside])

@@ -25,6 +25,7 @@ from gradwatch.health import (
     plateau,
     poor_initialisation,
     rank_drift,
+    reference_mismatch,
     saturation,
     stalled_run,
     straggler,
@@ -85,6 +86,7 @@ DETECTORS: tuple[Detector, ...] = (
     _row("rank_drift", rank_drift.Thresholds, rank_drift.detect),
     _row("straggler", straggler.Thresholds, straggler.detect),
     _row("stalled_run", stalled_run.Thresholds, stalled_run.detect),
+    _row("reference_mismatch", reference_mismatch.Thresholds, reference_mismatch.detect),
 )
 
 

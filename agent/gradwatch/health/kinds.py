@@ -331,5 +331,22 @@ KINDS: dict[str, Kind] = {
             ),
             source="Jiang et al. 2024, MegaScale, section 4",
         ),
+        Kind(
+            name="reference_mismatch",
+            title="Wrong gradients",
+            meaning="A layer's gradient is not what a reference computes of the same numbers.",
+            explanation=(
+                "A custom backward with a wrong sign or factor, a kernel that is broken for this "
+                "shape or type, a chip that computes wrongly: training goes on with a gradient "
+                "that is not the loss's, and may even look healthy."
+            ),
+            action=(
+                "Test the function named here with torch.autograd.gradcheck and gradwatch doctor; "
+                "for a layer of torch's own compute the step again on the CPU and on another "
+                "device, and report the kernel or replace the chip."
+            ),
+            source="Griewank and Walther 2008, chapter 3; Hochschild et al. 2021, Cores that "
+            "don't count",
+        ),
     )
 }
