@@ -65,6 +65,16 @@ def over_all_projects(grant: Grant) -> None:
         raise DeniedError(f"this is of all projects; the token is for {grant.project!r} alone", 403)
 
 
+def locked_run(session: Session, grant: Grant, run: str) -> Run:
+    """A run of the caller's project that nobody else writes until the transaction ends.
+
+    Raises NotFoundError.
+    """
+    found = reachable_run(session, grant, run)
+    session.refresh(found, with_for_update=True)
+    return found
+
+
 def reachable_run(session: Session, grant: Grant, run: str) -> Run:
     """A run of the caller's project. Raises NotFoundError: others' runs are not even there."""
     found = find_run(session, run)

@@ -16,6 +16,7 @@ from gradwatch_server.listening import Listener
 from gradwatch_server.problems import add_handlers
 from gradwatch_server.readiness import Readiness
 from gradwatch_server.routes import ROUTERS
+from gradwatch_server.rules import load_rules
 from gradwatch_server.settings import Settings
 from gradwatch_server.telemetry import Observed, Telemetry
 from gradwatch_server.tokens import Keyring
@@ -35,6 +36,7 @@ def create_app(
     settings = settings or Settings.load()
     engine = open_database(settings.database)
     telemetry = Telemetry()
+    rules = load_rules(settings.thresholds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -49,6 +51,7 @@ def create_app(
             telemetry=telemetry,
             readiness=Readiness(engine),
             writer=writer,
+            rules=rules,
         )
         listener = Listener(engine)
         yield

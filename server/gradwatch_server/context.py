@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from gradwatch_server.answers import Told
 from gradwatch_server.intake import Intake
 from gradwatch_server.readiness import Readiness
+from gradwatch_server.rules import Rules
 from gradwatch_server.settings import Settings
 from gradwatch_server.telemetry import Telemetry
 from gradwatch_server.tokens import Keyring
@@ -27,6 +28,7 @@ class Context:
     telemetry: Telemetry
     readiness: Readiness
     writer: Writer
+    rules: Rules
     intake: Intake = field(default_factory=Intake)
     told: Told = field(default_factory=Told)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from gradwatch.health.score import LAYER_DEFINITION
 from gradwatch.wire import api
+from gradwatch.wire.audit import Audit, AuditedLayer, AuditedLayerView, AuditPage, AuditView
 from gradwatch.wire.frame import LayerInfo, Receipt, Rejection, RunInfo
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -94,6 +95,21 @@ CHANNEL = api.ChannelView(
     failed=0,
     last_error="",
 )
+AUDIT = AuditView(
+    id=3,
+    optimizer="SGD",
+    rank=0,
+    step=120,
+    method="reference",
+    dtype="float32",
+    passed=False,
+    received_at=1764160060.0,
+    layers=[
+        AuditedLayerView(
+            layer="0.weight", module="Linear", relative_error=0.98, tolerance=0.01, passed=False
+        )
+    ],
+)
 CHANGE = api.FindingChangeView(at=1764160060.0, change="opened", step=400, severity="warning")
 
 # A batch as a person may write it, of INFO's run.
@@ -164,6 +180,15 @@ EXAMPLES: dict[Any, Any] = {
     api.FindingPage: api.FindingPage(findings=[FINDING]),
     api.FindingHistory: api.FindingHistory(finding=FINDING, changes=[CHANGE]),
     api.FindingPatch: api.FindingPatch(muted=True, note="known, see the other ticket"),
+    Audit: Audit(
+        optimizer="SGD",
+        step=120,
+        method="reference",
+        dtype="float32",
+        layers=[AuditedLayer(layer="0.weight", module="Linear", relative_error=0.98)],
+    ),
+    AuditView: AUDIT,
+    AuditPage: AuditPage(audits=[AUDIT], next="3"),
     api.Comparison: api.Comparison(
         runs=[
             api.RunSummary(

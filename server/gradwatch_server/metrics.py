@@ -24,7 +24,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from gradwatch_server import task_counts
-from gradwatch_server.models import OPEN, Alert, FindingRow, Optimizer, Run, TaskCount
+from gradwatch_server.models import (
+    OPEN,
+    Alert,
+    AuditRow,
+    FindingRow,
+    Optimizer,
+    Run,
+    TaskCount,
+)
 from gradwatch_server.views import run_info
 
 log = logging.getLogger(__name__)
@@ -95,6 +103,18 @@ SPECS: dict[str, Spec] = {
             CounterMetricFamily,
             "Frames that the agent had to drop, by reason.",
             ("run", "reason"),
+        ),
+        Spec(
+            "gradwatch_run_audits",
+            CounterMetricFamily,
+            "Audits stored: comparisons of gradients with a reference.",
+            OPTIMIZER_LABELS,
+        ),
+        Spec(
+            "gradwatch_run_failed_audits",
+            CounterMetricFamily,
+            "Audits with a gradient beyond its tolerance.",
+            OPTIMIZER_LABELS,
         ),
         Spec(
             "gradwatch_findings_open",
@@ -186,6 +206,20 @@ def _add_runs(families: Families, session: Session) -> None:
         _add_run(families, run)
     for optimizer in session.scalars(select(Optimizer).where(Optimizer.run_id.in_(keys))):
         _add_optimizer(families, keys[optimizer.run_id], optimizer)
+    audits = (
+        select(
+            AuditRow.run_id,
+            AuditRow.optimizer,
+            func.count(),
+            func.count().filter(AuditRow.passed.is_(False)),
+        )
+        .where(AuditRow.run_id.in_(keys))
+        .group_by(AuditRow.run_id, AuditRow.optimizer)
+    )
+    for run_id, optimizer, stored, failed in session.execute(audits):
+        labels = (keys[run_id], optimizer)
+        _add(families, "gradwatch_run_audits", labels, stored)
+        _add(families, "gradwatch_run_failed_audits", labels, failed)
     findings = select(FindingRow).where(
         FindingRow.run_id.in_(keys), FindingRow.state == OPEN, FindingRow.muted_at.is_(None)
     )

@@ -219,6 +219,42 @@ class ReportRow(Base):
     body: Mapped[bytes] = mapped_column(LargeBinary)  # the record as it was sent
 
 
+class AuditRow(Base):
+    """One comparison of a job's gradients with a reference."""
+
+    __tablename__ = "audits"
+    __table_args__ = (UniqueConstraint("run_id", "optimizer", "rank", "step", "method"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    optimizer: Mapped[str] = mapped_column(String(200))
+    rank: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int] = mapped_column(BigInteger)
+    method: Mapped[str] = mapped_column(String(20))
+    dtype: Mapped[str] = mapped_column(String(50))
+    digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the audit as sent
+    passed: Mapped[bool] = mapped_column(Boolean)  # every layer did
+    received_at: Mapped[float] = mapped_column(Float)
+
+
+class AuditedLayerRow(Base):
+    """One layer of an audit."""
+
+    __tablename__ = "audited_layers"
+
+    audit_id: Mapped[int] = mapped_column(
+        ForeignKey("audits.id", ondelete="CASCADE"), primary_key=True
+    )
+    place: Mapped[int] = mapped_column(Integer, primary_key=True)  # in the audit, from 0
+    layer: Mapped[str] = mapped_column(String(500))
+    module: Mapped[str] = mapped_column(String(200))
+    relative_error: Mapped[float | None] = mapped_column(Float)  # None where not known
+    tolerance: Mapped[float] = mapped_column(Float)
+    nonfinite: Mapped[int] = mapped_column(BigInteger)
+    reference_nonfinite: Mapped[int] = mapped_column(BigInteger)
+    passed: Mapped[bool] = mapped_column(Boolean)
+
+
 class Alert(Base):
     """One message that one channel is to get: the outbox."""
 

@@ -17,6 +17,7 @@ from gradwatch.wire.api import Problem
 from gradwatch.wire.codec import BatchError, BatchTooLargeError
 from gradwatch.wire.frame import Rejection
 from gradwatch_server.answers import NoArrowError
+from gradwatch_server.audits import AuditError
 from gradwatch_server.channels import FixedChannelError
 from gradwatch_server.ingest import UnknownRunError, UnstorableRunError
 from gradwatch_server.notifier import ChannelError
@@ -77,6 +78,7 @@ def add_handlers(app: FastAPI) -> None:
         UnknownTokenError: 404,
         NoArrowError: 406,
         CursorError: 422,
+        AuditError: 422,
         TokenError: 422,
         ChannelError: 422,
         FixedChannelError: 409,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from gradwatch.wire.audit import Audit
 from gradwatch.wire.frame import Drops, Flight, Frame, LayerInfo, Manifest, Origin, Record, RunInfo
 
 # The largest of a column of 32 bits.
@@ -14,7 +15,7 @@ MAX_NUMBER = 2**53
 NUL = "\x00"
 
 
-def refusal(record: Record | RunInfo) -> str | None:
+def refusal(record: Record | RunInfo | Audit) -> str | None:
     """Why a record cannot be stored, naming the field; None when it can."""
     match record:
         case RunInfo():
@@ -33,6 +34,11 @@ def refusal(record: Record | RunInfo) -> str | None:
                 if refused := _no_nul("counts", reason):
                     return refused
             return None
+        case Audit():
+            named = [("optimizer", record.optimizer), ("dtype", record.dtype)]
+            for layer in record.layers:
+                named += [("layers.layer", layer.layer), ("layers.module", layer.module)]
+            return next((said for each in named if (said := _no_nul(*each))), None)
         case Origin():
             named = {
                 name: getattr(record, name) for name in ("operation", "module", "source", "note")

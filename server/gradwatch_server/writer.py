@@ -118,9 +118,10 @@ class Writer:
             else:
                 waiting.answer.set_result(result.receipt)
         if any(isinstance(result, Stored) and result.alerted for result in results):
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Say that alerts wait in the outbox. Never raises."""
         try:
             self._on_alert()
         except Exception:
