@@ -7,9 +7,9 @@ larger is reduced where it lies, and a sample of it goes along.
 
 from __future__ import annotations
 
-import math
+import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.clipping import Clipped
+from gradwatch.gather import Gathered, copied, gather, parts_of
 from gradwatch.layers import Layer
-from gradwatch.reading import SAMPLE_SIZE, Details, Ints, Reading, Weights
-from gradwatch.reduce import Reduced, finiteness, norms_of, reduce_layers
-from gradwatch.sampling import EMPTY, RUN, joined, runs_of, sampled
+from gradwatch.reading import Details, Reading, Weights
+from gradwatch.reduce import finiteness, norms_of
+from gradwatch.sampling import EMPTY, Sampler
 from gradwatch.transfer import copied_event, to_host
 from gradwatch.units import UnitCounter
 
 # Of 8 elements, of each layer's weights, that their movement and spread are taken from.
 WEIGHT_RUNS = 16
-# A layer of no more elements is copied whole.
-WHOLE_SIZE = SAMPLE_SIZE
 # A model of no more elements is copied whole (8 MB), unless this many copies wait already.
 SMALL_MODEL = 1 << 21
 MAX_COPIES = 2
@@ -39,8 +38,7 @@ ORDINARY = frozenset(
     (kind, torch.strided, dtype) for kind in (Tensor, nn.Parameter) for dtype in REAL
 )
 IS_META, REQUIRES_GRAD = operator.attrgetter("is_meta"), operator.attrgetter("requires_grad")
-Rows = dict[str, Tensor]
-NOTHING = Reduced(EMPTY, EMPTY, EMPTY, [])
+Rows = Mapping[str, Tensor]
 
 
 class Meter:
@@ -48,6 +46,12 @@ class Meter:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._units = UnitCounter(layers)
+        # Of each layer, the dimension of its gradient that runs over units.
+        self._dims = [
+            self._units.dim(place) if self._units.counts(place) else None
+            for place in range(len(layers))
+        ]
+        self._sampler = Sampler(WEIGHT_RUNS)
         self._weights: tuple[int, Tensor] | None = None  # step, sample
         self._copies: list[tuple[Reading, Tensor]] = []
 
@@ -69,7 +73,7 @@ class Meter:
         if norms is None:
             norms = norms_of(gradients)
         rows = _rows(gradients, norms)
-        probed = _sampled_weights(parameters) if compare else None
+        probed = self._sampled(plains(parameters)) if compare else None
         return Reading(
             len(parameters),
             present,
@@ -97,79 +101,59 @@ class Meter:
         present, gradients = gradients_of(parameters)
         if not present:
             return None
-        sizes = [gradient.numel() for gradient in gradients]
+        sizes = list(map(Tensor.numel, gradients))
+        shapes = [tuple(gradient.shape) for gradient in gradients]
+        dims = [self._dims[layer] for layer in present]
         waiting = [copy for copy in self._copies if not copy[0].resolved]
         small = sum(sizes) <= SMALL_MODEL and len(waiting) < MAX_COPIES
-        whole = SMALL_MODEL if small else WHOLE_SIZE
-        # New memory costs more than the copy: that of a frame which is done with is used again.
-        rooms = [room for reading, room in self._copies if reading.resolved]
-        sample, sample_sizes = _gathered(gradients, whole, rooms[0] if rooms and small else None)
-        rows, reduced, large = (
-            ({}, NOTHING, []) if small else self._reduced(present, gradients, whole)
-        )
-        weights = self._movement(parameters, step)
+        gathering: Callable[[], Gathered]
+        if small:
+            # New memory costs more than the copy: that of a frame which is done with is used again.
+            room = next((room for reading, room in self._copies if reading.resolved), None)
+            copy, broken = copied(gradients, room)
+            gathering = functools.partial(_gather_copies, to_host(copy), shapes, dims)
+        else:
+            copy, gathered = EMPTY, gather(gradients, dims)
+            gathering, broken = (lambda: gathered), _known_broken(gathered.rows)
+        weights = plains(parameters)
+        movement = self._movement(weights, step)
         details = Details(
-            shapes=[tuple(gradient.shape) for gradient in gradients],
             sizes=np.array(sizes, dtype=np.int64),
-            sample=to_host(sample),
-            sample_sizes=sample_sizes,
-            large=large,
-            l1=to_host(reduced.l1),
-            sum=to_host(reduced.sum),
-            peaks=to_host(joined(reduced.peaks)),
-            peak_sizes=[peak.numel() for peak in reduced.peaks],
-            weight_norm=to_host(norms_of(plains([parameters[layer] for layer in present]))),
-            weights=weights,
+            shapes=shapes,
+            gather=gathering,
+            weight_norm=to_host(norms_of([weights[layer] for layer in present])),
+            weights=movement,
             units=self._units,
         )
         reading = Reading(
             len(parameters),
             present,
-            rows,
+            {},
             None if scale is None else to_host(scale.detach().clone()),
-            copied_event(sample.device),
+            copied_event(gradients[0].device),
             details,
-            broken=_broken(sample) if small else _known_broken(rows),
-            probed=weights if compare else None,
+            broken=broken,
+            probed=movement if compare else None,
         )
-        self._copies = [*waiting, (reading, sample)] if small else waiting
+        self._copies = [*waiting, (reading, copy)] if small else waiting
         return reading
 
-    def _reduced(
-        self, present: list[int], gradients: list[Tensor], whole: int
-    ) -> tuple[Rows, Reduced, list[int]]:
-        """Norms of all gradients, and what is reduced of those too large to be copied."""
-        large = [place for place, gradient in enumerate(gradients) if gradient.numel() > whole]
-        if not large:
-            return _rows(gradients, norms_of(gradients)), NOTHING, large
-        dims = [
-            self._units.dim(present[place]) if self._units.counts(present[place]) else None
-            for place in large
-        ]
-        reduced = reduce_layers([gradients[place] for place in large], dims)
-        rest = [place for place in range(len(gradients)) if gradients[place].numel() <= whole]
-        norms = torch.empty(len(gradients), dtype=torch.float64, device=gradients[0].device)
-        norms[large] = reduced.norm.to(norms.device)
-        if rest:
-            norms[rest] = norms_of([gradients[place] for place in rest]).to(norms.device)
-        return _rows(gradients, norms), reduced, large
-
-    def _movement(self, parameters: Sequence[Tensor], step: int) -> Weights:
+    def _movement(self, weights: Sequence[Tensor], step: int) -> Weights:
         """A sample of the weights, beside that of the detail frame before."""
-        found = _sampled_weights(parameters)
+        found = self._sampled(weights)
         past, before = self._weights or (step, None)
         if before is not None and before.shape != found.now.shape:
             before = None
         self._weights = (step, found.now)
         return found._replace(before=before, steps=max(step - past, 1))
 
-
-@torch.no_grad()
-def _sampled_weights(parameters: Sequence[Tensor]) -> Weights:
-    """A sample of the weights, by itself."""
-    weights = [EMPTY if tensor.is_meta else tensor for tensor in plains(parameters)]
-    places, sizes, sample = sampled(weights, WEIGHT_RUNS)
-    return Weights(places, sizes, to_host(sample.double()), None, 1)
+    @torch.no_grad()
+    def _sampled(self, weights: Sequence[Tensor]) -> Weights:
+        """A sample of the weights, by itself."""
+        if any(map(IS_META, weights)):
+            weights = [EMPTY if tensor.is_meta else tensor for tensor in weights]
+        places, sizes, sample = self._sampler.sample(weights)
+        return Weights(places, sizes, to_host(sample.double()), None, 1)
 
 
 def _rows(gradients: list[Tensor], norms: Tensor) -> Rows:
@@ -181,27 +165,11 @@ def _known_broken(rows: Rows) -> bool:
     return "nonfinite" in rows and bool(rows["nonfinite"].numpy().any())
 
 
-def _broken(copy: Tensor) -> bool:
-    """Whether an element is not finite. On an accelerator that is not known at once: False."""
-    if copy.device.type != "cpu" or math.isfinite(copy.sum().item()):
-        return False
-    return not bool(torch.isfinite(copy).all())  # a sum of finite numbers can overflow
-
-
-def _gathered(gradients: Sequence[Tensor], whole: int, room: Tensor | None) -> tuple[Tensor, Ints]:
-    """SAMPLE_SIZE elements of each, in runs from end to end; all of one that has no more than
-    `whole`. One after the other, on the device of the first, with how many of each.
-
-    room: where they may be put, if it is of their size.
-    """
-    parts: list[Tensor] = []
-    for gradient in gradients:
-        if gradient.numel() <= max(whole, SAMPLE_SIZE):
-            parts.append(gradient.reshape(-1))
-        else:
-            parts.append(runs_of(gradient, SAMPLE_SIZE // RUN).reshape(-1))
-    sizes = [part.numel() for part in parts]
-    return joined(parts, room), np.array(sizes, dtype=np.int64)
+def _gather_copies(
+    copy: Tensor, shapes: Sequence[tuple[int, ...]], unit_dims: Sequence[int | None]
+) -> Gathered:
+    """In the agent's own thread."""
+    return gather(parts_of(copy, shapes), unit_dims)
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:

@@ -6,7 +6,7 @@ arrived from the device; so all that needs no look at the gradients themselves i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,13 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradwatch.gather import Gathered
 from gradwatch.units import UnitCounter
 from gradwatch.wire.histogram import BUCKETS, bucket_of
-
-# Elements of a layer's gradient that its histogram is taken from; a smaller layer's are all taken.
-SAMPLE_SIZE = 1024
-# Elements that statistics are made of at once, or those of one layer.
-CHUNK = 1 << 18
 
 NORM_COLUMNS = ("norm", "nonfinite")
 DETAIL_COLUMNS = (
@@ -67,19 +63,12 @@ class Weights(NamedTuple):
 class Details:
     """What a detail frame is made of beside norms. Sequences run over the gradients.
 
-    sample: elements of one gradient after the other: of a large one some at equal distances, of
-    another one all. l1, sum, peaks: see `Reduced`; of the large ones, in their order.
+    gather: what was gathered of the gradients, or will be, of copies of them.
     """
 
     shapes: Sequence[tuple[int, ...]]
     sizes: Ints
-    sample: Tensor
-    sample_sizes: Ints
-    large: Sequence[int]
-    l1: Tensor
-    sum: Tensor
-    peaks: Tensor
-    peak_sizes: Sequence[int]
+    gather: Callable[[], Gathered]
     weight_norm: Tensor
     weights: Weights
     units: UnitCounter
@@ -89,10 +78,10 @@ class Reading:
     """What was read of the gradients at one step, perhaps still on its way from a device.
 
     layers: how many the frame speaks of. present: those that have a gradient, of which all else
-    here speaks. rows: `norm`, and `nonfinite` or `peak`; none where all gradients were copied.
-    scale: what the gradients are to be divided by. copied: fires when all of it has arrived.
-    broken: whether a gradient is not finite; on an accelerator that is not known at once. probed:
-    weights that are compared with those of other ranks. Tensors are on the CPU.
+    here speaks. rows: `norm`, and `nonfinite` or `peak`, of a frame that has no details. scale:
+    what the gradients are to be divided by. copied: fires when all of it has arrived. broken:
+    whether a gradient is not finite; on an accelerator that is not known at once. probed: weights
+    that are compared with those of other ranks. Tensors are on the CPU.
     """
 
     def __init__(
@@ -131,17 +120,14 @@ class Reading:
         return self._found
 
     def _statistics(self, scale: float) -> Statistics:
-        rows = {name: row.numpy() for name, row in self._rows.items()}
         if self._details is None:
-            found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
+            found = _norms(self._rows, scale)
             return self._compared(Statistics(NORM_COLUMNS, self._matrix(found, NORM_COLUMNS)))
-        sample = Sample.of(self._details)
-        if not rows:
-            rows = sample.norms()
-        found = {"norm": rows["norm"] / scale, "nonfinite": _nonfinite(rows)}
-        found |= _statistics(self._details, self._present, sample, found["norm"], scale)
+        gathered = self._details.gather()
+        found = _norms(gathered.rows, scale)
+        found |= _statistics(self._details, gathered, self._present, found["norm"], scale)
         histograms = np.zeros((self._layers, BUCKETS), dtype=np.uint16)
-        histograms[self._present] = sample.histograms(scale)
+        histograms[self._present] = _histograms(gathered, scale)
         matrix = self._matrix(found, DETAIL_COLUMNS)
         return self._compared(Statistics(DETAIL_COLUMNS, matrix, histograms))
 
@@ -173,68 +159,9 @@ class NoGradient:
         return Statistics(NORM_COLUMNS, values)
 
 
-class Sample(NamedTuple):
-    """Elements of one gradient after the other. values: float32 or float64[n]."""
-
-    values: NDArray[Any]
-    sizes: Ints
-    starts: Ints
-
-    @classmethod
-    def of(cls, details: Details) -> Sample:
-        sizes = details.sample_sizes
-        return cls(details.sample.numpy(), sizes, np.cumsum(sizes) - sizes)
-
-    def part(self, gradient: int) -> NDArray[Any]:
-        start = self.starts[gradient]
-        return self.values[start : start + self.sizes[gradient]]
-
-    def chunks(self) -> Iterator[tuple[NDArray[Any], Ints]]:
-        """Several gradients at a time, and where each starts: what is made of all of their
-        elements takes little memory so."""
-        chunk = self.starts // CHUNK
-        for places in np.split(np.arange(len(self.starts)), np.flatnonzero(np.diff(chunk)) + 1):
-            start, last = self.starts[places[0]], places[-1]
-            yield (
-                self.values[start : self.starts[last] + self.sizes[last]],
-                self.starts[places] - start,
-            )
-
-    def norms(self) -> dict[str, Floats]:
-        """Of gradients that were copied whole. float64[gradients] each."""
-        squares, broken = zip(*map(_squares, self.chunks()), strict=True)
-        return {
-            "norm": np.sqrt(np.concatenate(squares)),
-            "nonfinite": np.concatenate(broken).astype(np.float64),
-        }
-
-    def histograms(self, scale: float) -> NDArray[np.uint16]:
-        """Counts of SAMPLE_SIZE elements of each gradient at most. uint16[gradients, BUCKETS]."""
-        steps = -(-self.sizes // SAMPLE_SIZE)
-        parts = [self.part(place)[::step] for place, step in enumerate(steps.tolist())]
-        gradient = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        bucket = bucket_of((np.concatenate(parts) / scale).astype(np.float32))
-        cells = np.bincount(gradient * BUCKETS + bucket, minlength=len(parts) * BUCKETS)
-        return cells.reshape(-1, BUCKETS).astype(np.uint16)
-
-
-def _squares(chunk: tuple[NDArray[Any], Ints]) -> tuple[Floats, Ints]:
-    """Of each gradient of a chunk: the sum of squares, and the count of non-finite elements."""
-    values, starts = chunk
-    squares = np.add.reduceat(np.square(values, dtype=np.float64), starts)
-    return squares, np.add.reduceat(~np.isfinite(values), starts, dtype=np.int64)
-
-
-def _sums(chunk: tuple[NDArray[Any], Ints]) -> tuple[Floats, Floats, Floats, Ints]:
-    """Of each gradient of a chunk: sum, sum of magnitudes, the largest, and the count of zeros."""
-    values, starts = chunk
-    magnitude = np.abs(values)
-    return (
-        np.add.reduceat(values, starts, dtype=np.float64),
-        np.add.reduceat(magnitude, starts, dtype=np.float64),
-        np.maximum.reduceat(magnitude, starts).astype(np.float64),
-        np.add.reduceat(magnitude == 0, starts, dtype=np.int64),
-    )
+def _norms(rows: Mapping[str, Tensor], scale: float) -> dict[str, Floats]:
+    arrays = {name: row.numpy() for name, row in rows.items()}
+    return {"norm": arrays["norm"] / scale, "nonfinite": _nonfinite(arrays)}
 
 
 def _nonfinite(rows: Mapping[str, Floats]) -> Floats:
@@ -246,26 +173,30 @@ def _nonfinite(rows: Mapping[str, Floats]) -> Floats:
 
 
 def _statistics(
-    details: Details, present: Sequence[int], sample: Sample, norm: Floats, scale: float
+    details: Details, gathered: Gathered, present: Sequence[int], norm: Floats, scale: float
 ) -> dict[str, Floats]:
     """What a detail frame says beyond norms. float64[gradients] each."""
-    size, large = details.sizes, details.large
-    # Few and large operations: while they run, the training thread has Python to itself.
-    total, l1, absmax, zeros = (
-        np.concatenate(parts) for parts in zip(*map(_sums, sample.chunks()), strict=True)
-    )
+    values, sizes, large = gathered.sample.numpy(), gathered.sample_sizes, gathered.large
+    starts = np.cumsum(sizes) - sizes
+    magnitude = np.abs(values)
+    total = np.add.reduceat(values, starts, dtype=np.float64)
+    l1 = np.add.reduceat(magnitude, starts, dtype=np.float64)
+    absmax = np.maximum.reduceat(magnitude, starts).astype(np.float64)
+    zeros = np.add.reduceat(magnitude == 0, starts, dtype=np.int64)
+    peaks = _split(gathered.peaks.numpy(), gathered.peak_sizes)
+    absmax[large] = [peak.max() for peak in peaks]
+    total[large], l1[large] = gathered.sum.numpy(), gathered.l1.numpy()
     total, l1, absmax = total / scale, l1 / scale, absmax / scale
-    peaks = _split(details.peaks.numpy(), details.peak_sizes)
-    for place, peak in zip(large, peaks, strict=True):
-        absmax[place] = float(peak.max()) / scale
-    if large:
-        total[large], l1[large] = details.sum.numpy() / scale, details.l1.numpy() / scale
+    size = details.sizes
     mean = total / size
     largest = dict(zip(large, peaks, strict=True))
     silent = {
         present[place]: largest[place] == 0
         if place in largest
-        else _silent(sample.part(place).reshape(shape), details.units.dim(present[place]))
+        else _silent(
+            values[starts[place] : starts[place] + sizes[place]].reshape(shape),
+            details.units.dim(present[place]),
+        )
         for place, shape in enumerate(details.shapes)
         if details.units.counts(present[place])
     }
@@ -274,12 +205,21 @@ def _statistics(
         "mean_abs": l1 / size,
         "absmax": absmax,
         "std": np.sqrt(np.maximum(norm**2 / size - mean**2, 0.0)),
-        "zero_fraction": zeros / sample.sizes,
+        "zero_fraction": zeros / sizes,
         "dead_fraction": details.units.dead_fractions(silent)[present],
         "weight_norm": details.weight_norm.numpy(),
         "update_ratio": moved[present],
         "weight_spread": spread[present],
     }
+
+
+def _histograms(gathered: Gathered, scale: float) -> NDArray[np.uint16]:
+    """Counts of each gradient's sample. uint16[gradients, BUCKETS]."""
+    sizes = gathered.sample_sizes
+    gradient = np.repeat(np.arange(len(sizes)), sizes)
+    bucket = bucket_of((gathered.sample.numpy() / scale).astype(np.float32))
+    cells = np.bincount(gradient * BUCKETS + bucket, minlength=len(sizes) * BUCKETS)
+    return cells.reshape(-1, BUCKETS).astype(np.uint16)
 
 
 def _silent(gradient: NDArray[Any], dim: int) -> NDArray[np.bool_]:

@@ -32,15 +32,62 @@ class Sampled(NamedTuple):
 
 def sampled(tensors: Sequence[Tensor], runs: int) -> Sampled:
     """So many runs of each tensor, all of one that has no more than a sample's elements."""
+    return _parts(tensors, runs).sample()
+
+
+class Sampler:
+    """Samples tensors again and again: those that stay where they are by the same views.
+
+    The views keep the tensors' memory, which therefore is no other tensor's: equal addresses are
+    the same elements.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._addresses: list[int] = []
+        self._parts = _Parts([], np.empty(0, dtype=np.int64), [], [])
+
+    def sample(self, tensors: Sequence[Tensor]) -> Sampled:
+        addresses = list(map(Tensor.data_ptr, tensors))
+        if addresses == self._addresses and addresses:
+            return self._parts.sample()
+        parts = _parts(tensors, self._runs)
+        lasting = parts.are_views_of(tensors)
+        self._addresses, self._parts = (addresses, parts) if lasting else ([], self._parts)
+        return parts.sample()
+
+
+class _Parts(NamedTuple):
+    """What a sample is joined of. places, sizes: see `Sampled`; small first, then large."""
+
+    places: list[int]
+    sizes: NDArray[np.int64]
+    small: list[Tensor]  # [all of it]
+    large: list[Tensor]  # [runs, RUN]
+
+    def sample(self) -> Sampled:
+        large = [joined(self.large).view(-1)] if self.large else []
+        return Sampled(self.places, self.sizes, joined([*self.small, *large]))
+
+    def are_views_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether none of them had to be copied."""
+        return all(
+            part.untyped_storage().data_ptr() == tensors[place].untyped_storage().data_ptr()
+            for place, part in zip(self.places, [*self.small, *self.large], strict=True)
+        )
+
+
+def _parts(tensors: Sequence[Tensor], runs: int) -> _Parts:
     size = runs * RUN
     numels = list(map(Tensor.numel, tensors))
     large = [place for place, numel in enumerate(numels) if numel > size]
     small = [place for place, numel in enumerate(numels) if numel <= size]
-    parts = [tensors[place].reshape(-1) for place in small]
-    if large:
-        parts.append(joined([runs_of(tensors[place], runs) for place in large]).view(-1))
-    sizes = [numels[place] for place in small] + [size] * len(large)
-    return Sampled(small + large, np.array(sizes, dtype=np.int64), joined(parts))
+    return _Parts(
+        small + large,
+        np.array([numels[place] for place in small] + [size] * len(large), dtype=np.int64),
+        [tensors[place].reshape(-1) for place in small],
+        [runs_of(tensors[place], runs) for place in large],
+    )
 
 
 def runs_of(tensor: Tensor, runs: int) -> Tensor:

@@ -451,6 +451,8 @@ def _has_closure(
 
     torch hands its hooks the optimizer too, as the first of the arguments.
     """
+    if not kwargs and len(args) == 1 and args[0] is optimizer:  # nearly always
+        return False
     given = [*args, kwargs.get("closure")]
     return any(callable(item) for item in given if item is not optimizer)
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradwatch import measure, reduce
+from gradwatch import gather, measure, reduce
+from gradwatch.gather import SAMPLE_SIZE
 from gradwatch.layers import Layer, named_layers
 from gradwatch.measure import Meter, read_scalar
-from gradwatch.reading import DETAIL_COLUMNS, NORM_COLUMNS, SAMPLE_SIZE, Statistics
+from gradwatch.reading import DETAIL_COLUMNS, NORM_COLUMNS, Statistics
 from gradwatch.sampling import RUN
 from gradwatch.units import DEAD_AFTER_FRAMES
 from gradwatch.wire.histogram import ZERO, histogram
@@ -26,7 +27,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """A small model is copied, a large one is not: what is measured must be the same."""
     if request.param != "copied whole":
         monkeypatch.setattr(measure, "SMALL_MODEL", 0)
-        monkeypatch.setattr(measure, "WHOLE_SIZE", 0)
+        monkeypatch.setattr(gather, "WHOLE_SIZE", 0)
     if request.param == "reduced in small pieces":
         monkeypatch.setattr(reduce, "PIECE", 64)
 

@@ -55,3 +55,22 @@ def test_a_step_without_any_gradient_says_so_of_every_layer() -> None:
     found = NoGradient(3).resolve()
     assert found.values.shape == (2, 3)
     assert np.isnan(found.values).all()
+
+
+def test_weights_that_were_put_elsewhere_are_looked_at_where_they_are_now() -> None:
+    model = linear()
+    model.weight.data = torch.randn(64, 64)
+    meter = Meter(list(named_layers([model])))
+    measured(model, meter, 1)
+    model.weight.data = model.weight.data.clone().mul_(1.1)
+    assert row(measured(model, meter, 2), "update_ratio")[0] == pytest.approx(0.1 / 1.1, rel=1e-4)
+
+
+def test_weights_that_had_to_be_copied_are_looked_at_anew() -> None:
+    model = linear()
+    model.weight.data = torch.randn(64, 64, 2)[:, :, 0]
+    meter = Meter(list(named_layers([model])))
+    measured(model, meter, 1)
+    with torch.no_grad():
+        model.weight.mul_(1.1)
+    assert row(measured(model, meter, 2), "update_ratio")[0] == pytest.approx(0.1 / 1.1, rel=1e-4)

@@ -1,0 +1,131 @@
+"""Gathering what statistics are made of: from gradients where they lie, or from copies of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch.reduce import Reduced, finiteness, norms_of, reduce_layers
+from gradwatch.sampling import EMPTY, RUN, joined, runs_of
+from gradwatch.transfer import to_host
+
+# Elements of a layer's gradient that its histogram is taken from; a smaller layer's are all taken.
+SAMPLE_SIZE = 1024
+# A layer of no more elements is not reduced where it lies: its sample is all of it.
+WHOLE_SIZE = SAMPLE_SIZE
+# Elements that are copied at once, and added up while they are in the cache: 512 kB of float32.
+PIECE = 1 << 17
+NOTHING = Reduced(EMPTY, EMPTY, EMPTY, [])
+
+
+class Gathered(NamedTuple):
+    """Of some gradients, on the CPU or on its way there. Sequences run over the gradients.
+
+    rows: `norm`, and `nonfinite` or `peak`. sample: elements of one gradient after the other: of a
+    large one some at equal distances, of another one all. large: places of the large ones, which
+    l1, sum and peaks speak of, see `Reduced`; peaks of one after the other, peak_sizes of each.
+    """
+
+    rows: Mapping[str, Tensor]
+    sample: Tensor
+    sample_sizes: NDArray[np.int64]
+    large: Sequence[int]
+    l1: Tensor
+    sum: Tensor
+    peaks: Tensor
+    peak_sizes: Sequence[int]
+
+
+class Copy(NamedTuple):
+    """All elements of some gradients, one after the other, in float32 or float64.
+
+    broken: whether one is not finite; on an accelerator that is not known at once: False.
+    """
+
+    elements: Tensor
+    broken: bool
+
+
+def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gathered:
+    """Reduce what is large of some gradients, dense and real, and sample all.
+
+    unit_dims: the dimension of each that runs over units, None where none does.
+    """
+    large = [place for place, each in enumerate(gradients) if each.numel() > WHOLE_SIZE]
+    reduced, norms = NOTHING, torch.empty(0)
+    if large:
+        reduced = reduce_layers(
+            [gradients[place] for place in large], [unit_dims[place] for place in large]
+        )
+        norms = torch.empty(len(gradients), dtype=torch.float64, device=gradients[0].device)
+        norms[large] = reduced.norm.to(norms.device)
+        rest = [place for place, each in enumerate(gradients) if each.numel() <= WHOLE_SIZE]
+        if rest:
+            norms[rest] = norms_of([gradients[place] for place in rest]).to(norms.device)
+    else:
+        norms = norms_of(gradients)
+    parts = [
+        each.reshape(-1)
+        if each.numel() <= max(WHOLE_SIZE, SAMPLE_SIZE)
+        else runs_of(each, SAMPLE_SIZE // RUN).reshape(-1)
+        for each in gradients
+    ]
+    return Gathered(
+        rows={name: to_host(row) for name, row in finiteness(gradients, norms).items()},
+        sample=to_host(joined(parts)),
+        sample_sizes=np.array(list(map(Tensor.numel, parts)), dtype=np.int64),
+        large=large,
+        l1=to_host(reduced.l1),
+        sum=to_host(reduced.sum),
+        peaks=to_host(joined(reduced.peaks)),
+        peak_sizes=list(map(Tensor.numel, reduced.peaks)),
+    )
+
+
+def copied(gradients: Sequence[Tensor], room: Tensor | None) -> Copy:
+    """Copy whole gradients. room: of an earlier copy, to be used again where it fits."""
+    one = torch.float64 if any(each.dtype is torch.float64 for each in gradients) else torch.float32
+    device, size = gradients[0].device, sum(map(Tensor.numel, gradients))
+    if room is None or room.dtype != one or room.device != device or room.numel() != size:
+        room = torch.empty(size, dtype=one, device=device)
+    if device.type != "cpu":
+        return Copy(_joined_in(room, gradients), False)
+    total, start = 0.0, 0
+    for group in _groups(gradients):
+        end = start + sum(map(Tensor.numel, group))
+        total += _joined_in(room[start:end], group).sum().item()
+        start = end
+    # The sum of finite numbers can overflow.
+    return Copy(room, not math.isfinite(total) and not bool(torch.isfinite(room).all()))
+
+
+def parts_of(copy: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Copies of gradients in their shapes: views of one tensor of them all."""
+    flat = copy.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+
+
+def _groups(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of no more than PIECE elements together, or one that has more."""
+    group: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if group and size + gradient.numel() > PIECE:
+            yield group
+            group, size = [], 0
+        group.append(gradient)
+        size += gradient.numel()
+    yield group
+
+
+def _joined_in(room: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    parts = [gradient.reshape(-1) for gradient in gradients]
+    if all(part.dtype is room.dtype and part.device == room.device for part in parts):
+        return torch.cat(parts, out=room)
+    return room.copy_(joined(parts))
