@@ -56,6 +56,7 @@ NEVER = 1_000_000_000
 WARM_UP_FRAMES = 12  # the agent records its first 10 steps in full, whatever it is set to
 
 
+@functools.cache
 def alone() -> bool:
     """Whether the training thread does all of the training's work."""
     return torch.get_num_threads() == 1 and not torch.cuda.is_available()
