@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -165,7 +166,8 @@ def train(
     images, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(images / 16, dtype=torch.float32)
     targets = torch.tensor(labels)
-    model = nn.Sequential(nn.Linear(64, 32), Activation(function), nn.Linear(32, 10))
+    layers = {"read": nn.Linear(64, 32), "squash": Activation(function), "guess": nn.Linear(32, 10)}
+    model = nn.Sequential(OrderedDict(layers))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     monitor = gradwatch.watch(model, optimizer, name="audited digits")
     taps = {name: Tap(module) for name, module in model.named_children()}
@@ -174,12 +176,13 @@ def train(
         loss = functional.cross_entropy(model(inputs[batch]), targets[batch])
         optimizer.zero_grad()
         loss.backward()
-        if step in AUDITED_STEPS:
-            audited(monitor.run_id, audits_of(taps, step))
+        # Before the step changes the weights; told after it, for a run begins with its first step.
+        audits = audits_of(taps, step) if step in AUDITED_STEPS else []
         optimizer.step()
         monitor.log(loss=loss)
-        if step in AUDITED_STEPS:
-            print(f"step {step:3d}  loss {loss.item():.3f}")
+        if audits:
+            print(f"step {step}, loss {loss.item():.3f}")
+            audited(monitor.run_id, audits)
     monitor.finish()
 
 
@@ -192,7 +195,7 @@ def send(client: Client, run: str, audits: Sequence[Audit]) -> None:
                 client.send_audit(run, audit)
                 break
             except CollectorError as error:
-                # The agent introduces its run beside the training.
+                # The agent introduces its run beside the training, within about a second.
                 if error.status != 404 or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
@@ -206,7 +209,7 @@ def show(audits: Sequence[Audit]) -> None:
             error = layer.relative_error
             right = error is not None and error <= allowed
             print(
-                f"{audit.step:4d}  {layer.layer:9} {layer.module:14} {audit.method:18}"
+                f"  {layer.layer:13} {layer.module:14} {audit.method:18}"
                 f"error {error:8.1e}  allowed {allowed:.0e}  {'right' if right else 'WRONG'}"
             )
 
