@@ -22,6 +22,11 @@ from gradwatch.scaling import Follower, follow
 from gradwatch.settings import SettingError, Settings
 from gradwatch.watching import uncompiled
 
+# What the script leaves lives on until the exit handlers are done, as under python. Let go of
+# before, a process group that is destroyed with it could wait for ever for a thread of its own that
+# waits for Python: the handlers give such threads their turn.
+_left: dict[str, Any] = {}
+
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
@@ -84,9 +89,9 @@ def start_script(module: bool, script: str, arguments: tuple[str, ...]) -> None:
     else:
         sys.path[0] = folder  # there stands the folder of this command
     if module:
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        _left.update(runpy.run_module(script, run_name="__main__", alter_sys=True))
     else:
-        runpy.run_path(script, run_name="__main__")
+        _left.update(runpy.run_path(script, run_name="__main__"))
 
 
 def watch_every_optimizer(settings: Settings) -> Callable[[], None]:
