@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
+# What the other parts stand on, and needs no service.
+QUICK := tests/wire tests/health tests/reference_engine \
+	$(addprefix tests/agent/test_, $(addsuffix .py, activations layers measure pacer right_values settings sync)) \
+	$(addprefix tests/server/test_, $(addsuffix .py, findings ingest merge metrics queries resources))
 
 .PHONY: help demo install test quick lint types check bench zoo missing clean
 .DEFAULT_GOAL := help
@@ -32,8 +36,8 @@ install: $(VENV)/.dev ## Create .venv and install everything into it
 test: install missing ## Run every test
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 40
 
-quick: install ## Run the tests that take under a minute together
-	$(BIN)/pytest -m "not slow" -x -q
+quick: install ## Run those that take a minute together: formats, detectors, the agent's numbers, storage
+	$(BIN)/pytest -m "not slow" -k "not postgresql" -x -q -n auto --maxprocesses 8 --dist loadfile $(QUICK)
 
 lint: install ## Check style and import directions
 	$(BIN)/ruff check .
