@@ -6,6 +6,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Path, Query, Request
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gradwatch_server.context import Shared
@@ -70,8 +71,10 @@ def locked_run(session: Session, grant: Grant, run: str) -> Run:
 
     Raises NotFoundError.
     """
-    found = reachable_run(session, grant, run)
-    session.refresh(found, with_for_update=True)
+    # Asked for and locked at once: between the two it might be deleted.
+    found = session.scalar(select(Run).where(Run.key == run).with_for_update())
+    if found is None or not grant.reaches(found.project):
+        raise NotFoundError(f"there is no run {run!r}")
     return found
 
 
