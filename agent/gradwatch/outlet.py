@@ -88,14 +88,18 @@ class Outlet:
 
     def _work(self) -> None:
         flushed_at = 0.0
+        urgent = False
         while True:
             parcel = self._next_parcel()
             try:
                 self._on_tick()
-                urgent = parcel is not None and self._take(parcel)
+                urgent = (parcel is not None and self._take(parcel)) or urgent
                 done = parcel is None and self._closing.is_set() and not self._queue
-                due = time.monotonic() - flushed_at >= FLUSH_EVERY_S
-                if urgent or due or done or self._encoded_bytes >= BATCH_BYTES:
+                # Hundreds of optimizers may meet one NaN: what comes with it, goes with it.
+                hurried_s = POLL_S if self._queue else 0.0
+                due = time.monotonic() - flushed_at >= (hurried_s if urgent else FLUSH_EVERY_S)
+                if due or done or self._encoded_bytes >= BATCH_BYTES:
+                    urgent = False
                     self._flush()
                     flushed_at = time.monotonic()
                 self.cpu_s = time.thread_time()

@@ -94,6 +94,17 @@ def test_a_non_finite_frame_does_not_wait_for_the_next_flush(
     collector.wait(lambda seen: seen.steps == [1, 2])
 
 
+def test_a_non_finite_step_of_hundreds_of_optimizers_goes_in_few_requests(
+    opened: Open, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet_module, "POLL_S", 0.5)
+    outlet = opened(collector.url)
+    put(outlet, MANIFEST, *(frame(step, ("non_finite",)) for step in range(500)))
+    collector.wait(lambda seen: seen.steps == list(range(500)))
+    assert len(collector.requests) < 50
+    assert outlet.drops == {}
+
+
 def test_nothing_is_lost_or_stored_twice_over_an_outage(
     opened: Open, collector: Collector, spool: Path
 ) -> None:
