@@ -6,20 +6,18 @@ import argparse
 import time
 from pathlib import Path
 
-from .fixtures import SEEDS, ZOO, Key, in_parallel, load, train_missing
+from .fixtures import SEEDS, ZOO, in_parallel, judged, train_missing
 from .pictures import PICTURES, draw_all
-from .scoring import Score, Told, follow
+from .scoring import Score
 from .table import confusion_table, kinds_table
-
-
-def judged(key: Key) -> Told:
-    """When each kind was told of one kept job first."""
-    return follow(load(key), at=[each.onset for each in ZOO[key.name].expected])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each job ({SEEDS})")
+    parser.add_argument(
+        "--jobs", default="*", metavar="PATTERN", help="only those of such a name, as 'F16*'"
+    )
     parser.add_argument("--processes", type=int, default=2, help="in parallel (2)")
     parser.add_argument("--train", action="store_true", help="train again what is kept already")
     parser.add_argument(
@@ -33,7 +31,9 @@ def main() -> None:
     if given.pictures is not None:
         draw_all(given.pictures, given.kinds, given.processes)
         return
-    keys = train_missing(given.seeds, given.processes, given.train)
+    keys = train_missing(given.seeds, given.processes, given.train, given.jobs)
+    if not keys:
+        parser.error(f"no job is called {given.jobs!r}")
     started = time.perf_counter()
     score = Score()
     for key, told in sorted(in_parallel(judged, keys, "Judging", given.processes)):

@@ -6,6 +6,7 @@ A fixture is one folder a job and seed: what the agent would have sent, as it ke
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import os
 import random
@@ -33,6 +34,7 @@ from .healthy import HEALTHY
 from .merging import together
 from .ranks import RANKED
 from .scenario import Scenario
+from .scoring import Told, follow
 
 T = TypeVar("T")
 
@@ -116,6 +118,11 @@ def load(key: Key, folder: Path = FOLDER) -> Recording:
     return together([read_spool(each) for each in sorted(key.path(folder).iterdir())])
 
 
+def judged(key: Key) -> Told:
+    """When each kind was told of one kept job first."""
+    return follow(load(key), at=[each.onset for each in ZOO[key.name].expected])
+
+
 def in_parallel(
     make: Callable[[Key], T], keys: Sequence[Key], what: str, processes: int = 2
 ) -> Iterator[tuple[Key, T]]:
@@ -130,9 +137,11 @@ def in_parallel(
             yield running[done], done.result()
 
 
-def train_missing(seeds: int, processes: int = 2, again: bool = False) -> list[Key]:
-    """Train every scenario with seeds 0 to seeds - 1, those that are kept left out."""
-    keys = [Key(name, seed) for seed in range(seeds) for name in ZOO]
+def train_missing(
+    seeds: int, processes: int = 2, again: bool = False, pattern: str = "*"
+) -> list[Key]:
+    """Train scenarios of such names with seeds 0 to seeds - 1, those that are kept left out."""
+    keys = [Key(name, seed) for seed in range(seeds) for name in fnmatch.filter(ZOO, pattern)]
     missing = [key for key in keys if again or not key.path().exists()]
     if missing:
         for _ in in_parallel(train, missing, "Training", processes):

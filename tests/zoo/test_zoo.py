@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +33,7 @@ HEALTHY = (
     "H23 pruned", "H35 pipeline of twins",
 )  # fmt: skip
 SEED = 3
+ROOT = Path(__file__).parents[2]
 
 
 @cache
@@ -63,3 +66,12 @@ def test_frames_out_of_order_twice_or_with_one_in_ten_missing_change_nothing(
 ) -> None:
     onsets = [each.onset for each in ZOO[name].expected]
     assert differences(frames_of(name, folder), f"{name} {disturbance}", onsets) == []
+
+
+@pytest.mark.slow
+def test_the_score_is_printed_of_jobs_that_are_trained_and_judged_in_processes() -> None:
+    command = [sys.executable, "-m", "tests.zoo", "--seeds", "1", "--jobs", "F01*", "--train"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert told.returncode == 0, told.stderr
+    assert "vanishing" in told.stdout
+    assert "1 jobs were judged" in told.stdout
