@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gradwatch.health.missing_zero_grad import detect
+from gradwatch.health.missing_zero_grad import Thresholds, detect
 from gradwatch.health.window import Window
 
 from .windows import mlp, window, with_loss
@@ -51,3 +51,11 @@ def test_sums_that_a_large_rate_swings_about_are_told(seed: int) -> None:
 def test_gradients_that_grow_as_learning_begins_are_no_sum(seed: int) -> None:
     growth = np.exp(np.arange(STEPS) / 12)[:, None, None]
     assert detect(job(growth * gradients(seed, 0.5), seed=seed)) is None
+
+
+def test_gradients_that_grow_by_a_factor_a_step_are_no_sum() -> None:
+    """As a generator's do: near a power on the whole, but their second step grows by too little."""
+    sizes = np.repeat(1e-2 * np.exp(0.14 * np.arange(STEPS))[:, None], 8, axis=1)
+    grown = with_loss(window(mlp(4), sizes, steps=STEPS), 2 - 0.01 * np.arange(STEPS)).until(14)
+    assert detect(grown) is None
+    assert detect(grown, Thresholds(start=0.1)) is not None

@@ -35,6 +35,12 @@ class Thresholds:
         "1",
         "norm at the second step / at the first; a sum has 1.4 to 2, less where batches pull apart",
     )
+    start: float = threshold(
+        0.8,
+        "1",
+        "the same / what that power of the step says; sums have 0.88 and more, a generator whose "
+        "gradients grow faster and faster 0.7",
+    )
     jitter: float = threshold(
         0.05,
         "1",
@@ -88,6 +94,7 @@ def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | Non
     changes = np.diff(total)
     late = float(np.std(changes[len(changes) // 2 :]))
     power = settings.slope <= slope <= settings.steepest and error <= settings.error
+    power &= total[1] - total[0] >= np.log(settings.start) + slope * (time[1] - time[0])
     power &= late <= settings.jitter and float(changes.min()) >= -settings.jitter
     smooth = slope <= settings.steepest and _smooth(
         time, np.log(norms), _losses(sound, rows), settings
