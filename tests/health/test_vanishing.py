@@ -135,6 +135,13 @@ def test_a_ratio_that_grows_fast_heals_by_itself() -> None:
     assert detect(window(mlp(7), growing, steps=40)) is None
 
 
+def test_a_ratio_that_grows_because_the_last_layers_get_less_does_not_heal() -> None:
+    fading = np.tile(FLAT, (40, 1))
+    fading[:, :6] = 1e-9
+    fading[:, 6:] *= (0.87 ** np.arange(40))[:, None]
+    assert detect(window(mlp(7), fading, steps=40)) is not None
+
+
 def test_few_frames_few_steps_and_few_layers_say_nothing() -> None:
     settings = Thresholds()
     assert detect(window(mlp(7), 1e-3 * CHAIN, steps=settings.steps - 1)) is None

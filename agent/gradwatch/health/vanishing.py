@@ -73,7 +73,10 @@ def detect(
     ratio, bias_ratio, starved = _starved(chain, recent, settings)
     lasting = starved.mean(axis=0) >= settings.share
     leading = int(np.argmin(np.append(lasting, False)))
-    if leading < settings.leading_layers or _heals(ratio[:, 0], settings):
+    if leading < settings.leading_layers:
+        return None
+    # A ratio rises too where the last layers get less and less.
+    if _heals(ratio[:, 0], settings) and _heals(chain.rms[recent][:, 0], settings):
         return None
     first = onset(_starved(chain, slice(None), settings)[2][:, 0], settings.share)
     row = first if first is not None else len(sound.steps) - 1
@@ -144,8 +147,11 @@ def _ratio(values: NDArray[np.float32], late: slice) -> NDArray[np.float64]:
         return values / reference
 
 
-def _heals(ratio: NDArray[np.float64], settings: Thresholds) -> bool:
-    """Whether the first layer's ratio grows fast enough to leave the matter by itself."""
-    part = max(len(ratio) // 5, 1)
-    before, after = float(median(ratio[:part])), float(median(ratio[-part:]))
+def _heals(sizes: NDArray[np.floating], settings: Thresholds) -> bool:
+    """Whether the first layer's gradient grows fast enough to leave the matter by itself.
+
+    sizes: its RMS, alone or relative to the last layers. [steps].
+    """
+    part = max(len(sizes) // 5, 1)
+    before, after = float(median(sizes[:part])), float(median(sizes[-part:]))
     return after > 0 and after >= settings.recovery * before
