@@ -89,3 +89,14 @@ def test_layers_without_gradient_are_told_without_what_was_replaced(cut: int) ->
     assert finding is not None
     assert finding.layers == (f"{cut // 2}.weight",)
     assert finding.severity is Severity.WARNING
+
+
+@pytest.mark.parametrize(("zeros", "told"), [(0.3, True), (0.9, False)])
+def test_a_sample_of_weights_that_get_no_gradient_says_nothing_of_the_others(
+    zeros: float, told: bool
+) -> None:
+    """Most units of a layer are dead, and all sampled weights are theirs."""
+    moves = [1e-3, 1e-3, 0.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3]
+    shares = [0.0, 0.0, zeros, zeros, 0.0, 0.0, 0.0, 0.0]
+    still = window(mlp(4), [1e-2] * 8, update_ratio=moves, zero_fraction=shares)
+    assert (detect(still) is not None) is told

@@ -40,6 +40,12 @@ class Thresholds:
     slowest: float = threshold(
         1e-6, "1", "update / weight of the whole network: below it float32 loses some updates"
     )
+    zeros: float = threshold(
+        0.5,
+        "1",
+        "part of a gradient that is exactly 0; beyond it the sample may hold none but weights of "
+        "dead units, which stay the same beside others that move",
+    )
     alike: float = threshold(
         0.1, "1", "gradient now / when it last moved; below this it may have converged"
     )
@@ -141,6 +147,8 @@ def _still(
     if 0 < typical(moved.ratio) < settings.slowest:
         still &= np.array([layer.dtype in SHORT for layer in sound.layers], dtype=np.bool_)
     still &= ~(resting & (rate == 0)[:, None]).any(axis=0)
+    zeros = sound.statistic("zero_fraction")[moved.rows]
+    still &= ~((zeros > settings.zeros) & resting).any(axis=0)
     places = np.flatnonzero(still)
     still[places] = median(relative_size(sound, places.tolist())) >= settings.relative
     for place in np.flatnonzero(still & (last >= 0)).tolist():
