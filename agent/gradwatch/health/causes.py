@@ -81,6 +81,9 @@ def _brings_about(cause: Finding, symptom: Finding) -> bool:
     if cause.kind in FOLLOWS.get(symptom.kind, frozenset()):
         # Gradients that are large before the first update cannot come from updates.
         return _beginning(cause) < _beginning(symptom)
+    if symptom.kind == "loss_spike" and cause.kind == "exploding":
+        # A gradient is that of its step's loss, and changes the next one at the earliest.
+        return cause.first_step < symptom.first_step
     return cause.first_step <= symptom.first_step + SLACK_STEPS
 
 
