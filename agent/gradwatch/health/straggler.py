@@ -21,7 +21,7 @@ class Thresholds:
         2.0, "1", "its own time a step / the median of the others'; uneven data stays below 1.5"
     )
     least_s: float = threshold(
-        1e-3, "s", "that it costs a step: of shorter ones the operating system decides"
+        3e-3, "s", "that it costs a step: so long Linux lets another program run at a time"
     )
     waiting: float = threshold(
         0.5,
