@@ -35,6 +35,7 @@ from .training import Block, Data, digit_data, he, mlp
 STEPS = 100
 STRAGGLER_STEPS = 60
 DRIFT_WITHIN = 20
+NAN_STEP = 61
 USUAL_STEPS = 8
 SLEEP_S = 0.004  # the least that a rank lags: what a busy machine does to short steps is not it
 
@@ -104,6 +105,23 @@ def fit(
 def ddp(chance: Random) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
     model = DistributedDataParallel(some_net(chance))
     return model, some_optimizer(chance, list(model.parameters()))
+
+
+# --- one rank that poisons the average of all ---
+
+
+def nan_on_one_rank(watch: Watch, chance: Random) -> None:
+    """From step 61 on a row of the last rank's batches holds NaN."""
+    model, optimizer = ddp(chance)
+    last = dist.get_rank() == dist.get_world_size() - 1
+
+    def data() -> Iterator[Data]:
+        for step, (x, y) in enumerate(batches(), start=1):
+            if last and step >= NAN_STEP:
+                x[chance.randrange(len(x))] = float("nan")
+            yield x, y
+
+    fit(watch, model, optimizer, STEPS, data())
 
 
 # --- replicas that drift ---
@@ -436,6 +454,12 @@ def lag(name: str, train: Train, ranks: int) -> Scenario:
 
 
 RANKED: tuple[Scenario, ...] = (
+    Scenario(
+        "F32 NaN on one rank",
+        nan_on_one_rank,
+        (expect("non_finite", onset=NAN_STEP, within=0),),
+        ranks=2,
+    ),
     drift("F30 no_sync left on", no_sync_left_on, 2),
     drift("F30 no_sync from step 64", no_sync_left_on_later, 3, onset=64),
     drift("F30 wrapper bypassed", wrapper_bypassed, 2),
