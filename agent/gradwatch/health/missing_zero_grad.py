@@ -68,6 +68,12 @@ class Thresholds:
         "jitter of the typical layer / its growth in log(norm): sums have 0.002 to 0.11, with gaps "
         "between frames 0.146, gradients that grow as learning begins 0.19 and more",
     )
+    leaps: float = threshold(
+        0.4,
+        "1",
+        "the same jitter by itself: sums under large steps have 0.25, gradients of weights that a "
+        "far too large rate throws about 0.6",
+    )
 
 
 def detect(window: Window, settings: Thresholds = Thresholds()) -> Finding | None:
@@ -147,7 +153,8 @@ def _smooth(
     middle, end = np.median(typical[half - 1 : half + 2]), np.median(typical[-3:])
     slows = middle - typical[0] >= end - middle
     changes = np.diff(sizes, axis=0)
-    calm = float(np.median(changes[half:].std(axis=0))) <= settings.calm * typical[-1]
+    jitter = float(np.median(changes[half:].std(axis=0)))
+    calm = jitter <= min(settings.calm * typical[-1], settings.leaps)
     follows = float(np.median(_autocorrelation(changes))) >= settings.follows
     differ = float(_autocorrelation(np.diff(losses)[:, None])[0]) <= settings.to_and_fro
     return bool(grows and holds and slows and calm and follows and differ)
