@@ -60,7 +60,7 @@ def test_a_job_is_told_what_it_has_in_time_and_nothing_else(name: str, folder: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAULTY, *HEALTHY])
-@pytest.mark.parametrize("disturbance", range(3))
+@pytest.mark.parametrize("disturbance", range(5))
 def test_frames_out_of_order_twice_or_with_one_in_ten_missing_change_nothing(
     name: str, disturbance: int, folder: Path
 ) -> None:
