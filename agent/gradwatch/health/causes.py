@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradwatch.health.finding import Finding
+from gradwatch.health.finding import Finding, Severity
 
 # A loss that does not move has a reason, whenever either was noticed.
 ALWAYS = frozenset({"plateau", "learning_rate_too_low"})
@@ -77,7 +77,8 @@ def _brings_about(cause: Finding, symptom: Finding) -> bool:
     if symptom.kind not in FOLLOWS.get(cause.kind, frozenset()):
         return False
     if symptom.kind in ALWAYS:
-        return True
+        # Where units are left that carry the signal, dead ones are no reason to learn nothing.
+        return cause.kind != "dead_units" or cause.severity is Severity.CRITICAL
     if cause.kind in FOLLOWS.get(symptom.kind, frozenset()):
         # Gradients that are large before the first update cannot come from updates.
         return _beginning(cause) < _beginning(symptom)
