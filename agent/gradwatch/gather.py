@@ -57,19 +57,19 @@ def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gath
 
     unit_dims: the dimension of each that runs over units, None where none does.
     """
-    large = [place for place, each in enumerate(gradients) if each.numel() > WHOLE_SIZE]
-    reduced, norms = NOTHING, torch.empty(0)
+    places = range(len(gradients))
+    large = [place for place in places if gradients[place].numel() > WHOLE_SIZE]
     if large:
         reduced = reduce_layers(
             [gradients[place] for place in large], [unit_dims[place] for place in large]
         )
+        rest = [place for place in places if gradients[place].numel() <= WHOLE_SIZE]
         norms = torch.empty(len(gradients), dtype=torch.float64, device=gradients[0].device)
         norms[large] = reduced.norm.to(norms.device)
-        rest = [place for place, each in enumerate(gradients) if each.numel() <= WHOLE_SIZE]
         if rest:
             norms[rest] = norms_of([gradients[place] for place in rest]).to(norms.device)
     else:
-        norms = norms_of(gradients)
+        reduced, norms = NOTHING, norms_of(gradients)
     parts = [
         each.reshape(-1)
         if each.numel() <= max(WHOLE_SIZE, SAMPLE_SIZE)
@@ -77,7 +77,7 @@ def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gath
         for each in gradients
     ]
     return Gathered(
-        rows={name: to_host(row) for name, row in finiteness(gradients, norms).items()},
+        rows=rows_of(gradients, norms),
         sample=to_host(joined(parts)),
         sample_sizes=np.array(list(map(Tensor.numel, parts)), dtype=np.int64),
         large=large,
@@ -105,10 +105,17 @@ def copied(gradients: Sequence[Tensor], room: Tensor | None) -> Copy:
     return Copy(room, not math.isfinite(total) and not bool(torch.isfinite(room).all()))
 
 
-def parts_of(copy: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Copies of gradients in their shapes: views of one tensor of them all."""
-    flat = copy.split([math.prod(shape) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+def gather_copy(
+    elements: Tensor, shapes: Sequence[tuple[int, ...]], unit_dims: Sequence[int | None]
+) -> Gathered:
+    """The same as `gather` of a copy of some gradients: see `Copy`. shapes: theirs."""
+    flat = elements.split([math.prod(shape) for shape in shapes])
+    return gather([part.view(shape) for part, shape in zip(flat, shapes, strict=True)], unit_dims)
+
+
+def rows_of(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
+    """Norms, and which are finite, on their way to the CPU or there."""
+    return {name: to_host(row) for name, row in finiteness(gradients, norms).items()}
 
 
 def _groups(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

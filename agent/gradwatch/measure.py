@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.clipping import Clipped
-from gradwatch.gather import Gathered, copied, gather, parts_of
+from gradwatch.gather import Gathered, copied, gather, gather_copy, rows_of
 from gradwatch.layers import Layer
 from gradwatch.reading import Details, Reading, Weights
-from gradwatch.reduce import finiteness, norms_of
+from gradwatch.reduce import norms_of
 from gradwatch.sampling import EMPTY, Sampler
 from gradwatch.transfer import copied_event, to_host
 from gradwatch.units import UnitCounter
@@ -72,7 +72,7 @@ class Meter:
         norms = clipped.norms_of(gradients) if clipped is not None else None
         if norms is None:
             norms = norms_of(gradients)
-        rows = _rows(gradients, norms)
+        rows = rows_of(gradients, norms)
         probed = self._sampled(plains(parameters)) if compare else None
         return Reading(
             len(parameters),
@@ -111,7 +111,7 @@ class Meter:
             # New memory costs more than the copy: that of a frame which is done with is used again.
             room = next((room for reading, room in self._copies if reading.resolved), None)
             copy, broken = copied(gradients, room)
-            gathering = functools.partial(_gather_copies, to_host(copy), shapes, dims)
+            gathering = functools.partial(gather_copy, to_host(copy), shapes, dims)
         else:
             copy, gathered = EMPTY, gather(gradients, dims)
             gathering, broken = (lambda: gathered), _known_broken(gathered.rows)
@@ -156,20 +156,8 @@ class Meter:
         return Weights(places, sizes, to_host(sample.double()), None, 1)
 
 
-def _rows(gradients: list[Tensor], norms: Tensor) -> Rows:
-    """Norms, and which are finite, on their way to the CPU or there."""
-    return {name: to_host(row) for name, row in finiteness(gradients, norms).items()}
-
-
 def _known_broken(rows: Rows) -> bool:
     return "nonfinite" in rows and bool(rows["nonfinite"].numpy().any())
-
-
-def _gather_copies(
-    copy: Tensor, shapes: Sequence[tuple[int, ...]], unit_dims: Sequence[int | None]
-) -> Gathered:
-    """In the agent's own thread."""
-    return gather(parts_of(copy, shapes), unit_dims)
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
