@@ -137,30 +137,34 @@ def _check(audit: Audit) -> None:
 def _layer_row(
     place: int, audit: Audit, layer: AuditedLayer, thresholds: reference_mismatch.Thresholds
 ) -> AuditedLayerRow:
-    error = finite(layer.relative_error)
     tolerance = layer.tolerance
     if tolerance is None:
         tolerance = reference_mismatch.tolerance_of(audit.method, audit.dtype, thresholds)
-    compared = Compared(
+    row = AuditedLayerRow(
+        place=place,
+        layer=layer.layer,
+        module=layer.module,
+        relative_error=finite(layer.relative_error),
+        tolerance=tolerance,
+        nonfinite=layer.nonfinite,
+        reference_nonfinite=layer.reference_nonfinite,
+    )
+    row.passed = reference_mismatch.is_right(_compared(audit, row))
+    return row
+
+
+def _compared(audit: Audit | AuditRow, layer: AuditedLayerRow) -> Compared:
+    """As the detector sees it."""
+    return Compared(
         layer=layer.layer,
         rank=audit.rank,
         method=audit.method,
         step=audit.step,
         dtype=audit.dtype,
-        error=math.nan if error is None else error,
-        tolerance=tolerance,
+        error=math.nan if layer.relative_error is None else layer.relative_error,
+        tolerance=layer.tolerance,
         nonfinite=layer.nonfinite,
         reference_nonfinite=layer.reference_nonfinite,
-    )
-    return AuditedLayerRow(
-        place=place,
-        layer=layer.layer,
-        module=layer.module,
-        relative_error=error,
-        tolerance=tolerance,
-        nonfinite=layer.nonfinite,
-        reference_nonfinite=layer.reference_nonfinite,
-        passed=reference_mismatch.is_right(compared),
     )
 
 
@@ -176,7 +180,7 @@ def _judge(session: Session, run: Run, optimizer: str, channels: Sequence[str]) 
         layers=(),
         statistics={},
         scalars={},
-        audits=_compared(session, run, optimizer),
+        audits=_newest(session, run, optimizer),
     )
     finding = reference_mismatch.detect(window)
     if finding is not None:
@@ -187,7 +191,7 @@ def _judge(session: Session, run: Run, optimizer: str, channels: Sequence[str]) 
     return False
 
 
-def _compared(session: Session, run: Run, optimizer: str) -> list[Compared]:
+def _newest(session: Session, run: Run, optimizer: str) -> list[Compared]:
     """The newest comparisons of the layers that ever failed; of a healthy job there are none."""
     own = (AuditRow.run_id == run.id, AuditRow.optimizer == optimizer)
     failed = (
@@ -202,20 +206,7 @@ def _compared(session: Session, run: Run, optimizer: str) -> list[Compared]:
         .order_by(AuditRow.step.desc(), AuditRow.rank, AuditRow.method, AuditedLayerRow.layer)
         .limit(MAX_COMPARED)
     )
-    return [
-        Compared(
-            layer=layer.layer,
-            rank=audit.rank,
-            method=audit.method,
-            step=audit.step,
-            dtype=audit.dtype,
-            error=math.nan if layer.relative_error is None else layer.relative_error,
-            tolerance=layer.tolerance,
-            nonfinite=layer.nonfinite,
-            reference_nonfinite=layer.reference_nonfinite,
-        )
-        for audit, layer in rows
-    ]
+    return [_compared(audit, layer) for audit, layer in rows]
 
 
 def _views(session: Session, rows: Iterable[AuditRow]) -> list[AuditView]:
