@@ -21,7 +21,7 @@ from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
 
 # A killed process loses at most this much; each request costs the job's machine a few ms of CPU.
 FLUSH_EVERY_S = 1.0
-POLL_S = 0.2
+URGENT_EVERY_S = 0.2
 QUEUE_LIMIT = 1024
 WAKE_AT = 128  # frames that wait, at which the thread is woken
 BATCH_BYTES = 2 << 20
@@ -44,7 +44,7 @@ class Outlet:
         self.drops: collections.Counter[str] = collections.Counter()
         self.cpu_s = 0.0  # processor time that this thread has taken
         self._settings = settings
-        self._on_tick = on_tick  # called by the thread several times a second
+        self._on_tick = on_tick  # called by the thread at least as often as it sends
         self._transport = Transport(settings.url, settings.token) if settings.url else None
         self._spool: Spool | None = None
         self._introduced = False
@@ -67,7 +67,7 @@ class Outlet:
         """Hand over without waiting; False when the queue is full and the parcel is dropped.
 
         always: for what is rare and what frames are worth nothing without. hurry: wake the thread;
-        else it comes by itself several times a second, and costs the training thread no switch.
+        else it comes when it sends the next time, and costs the training thread no switch.
         """
         waiting = len(self._queue)
         if waiting >= QUEUE_LIMIT and not always:
@@ -87,21 +87,22 @@ class Outlet:
         return not self._thread.is_alive() and self._spool is None
 
     def _work(self) -> None:
-        flushed_at = 0.0
+        flush_at = urgent_at = 0.0
         urgent = False
         while True:
-            parcel = self._next_parcel()
+            parcel = self._next_parcel(flush_at - time.monotonic())
             try:
                 self._on_tick()
                 urgent = (parcel is not None and self._take(parcel)) or urgent
                 done = parcel is None and self._closing.is_set() and not self._queue
                 # Hundreds of optimizers may meet one NaN: what comes with it, goes with it.
-                hurried_s = POLL_S if self._queue else 0.0
-                due = time.monotonic() - flushed_at >= (hurried_s if urgent else FLUSH_EVERY_S)
+                hurried = urgent and (not self._queue or time.monotonic() >= urgent_at)
+                due = hurried or time.monotonic() >= flush_at
                 if due or done or self._encoded_bytes >= BATCH_BYTES:
                     urgent = False
                     self._flush()
-                    flushed_at = time.monotonic()
+                    flush_at = time.monotonic() + FLUSH_EVERY_S
+                    urgent_at = time.monotonic() + URGENT_EVERY_S
                 self.cpu_s = time.thread_time()
                 if done:
                     self._end()
@@ -111,9 +112,9 @@ class Outlet:
                 self.drops["agent_error"] += 1
                 say(f"a frame was lost to an internal error: {told(error)}")
 
-    def _next_parcel(self) -> Parcel | None:
+    def _next_parcel(self, wait_s: float) -> Parcel | None:
         if not self._queue:
-            self._wake.wait(POLL_S)
+            self._wake.wait(max(wait_s, 0.0))
             self._wake.clear()  # before the queue is looked at, so that nothing waits unseen
         with contextlib.suppress(IndexError):
             return self._queue.popleft()

@@ -47,7 +47,6 @@ def frame(step: int, events: tuple[str, ...] = (), layers: int = 1) -> Frame:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code, in a tenth of the time."""
     monkeypatch.setattr(outlet_module, "FLUSH_EVERY_S", 0.05)
-    monkeypatch.setattr(outlet_module, "POLL_S", 0.01)
     monkeypatch.setattr(outlet_module, "FIRST_BACKOFF_S", 0.05)
     monkeypatch.setattr(outlet_module, "MAX_BACKOFF_S", 0.2)
     monkeypatch.setattr(transport, "READ_TIMEOUT_S", 0.5)
@@ -97,7 +96,7 @@ def test_a_non_finite_frame_does_not_wait_for_the_next_flush(
 def test_a_non_finite_step_of_hundreds_of_optimizers_goes_in_few_requests(
     opened: Open, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlet_module, "POLL_S", 0.5)
+    monkeypatch.setattr(outlet_module, "URGENT_EVERY_S", 0.5)
     outlet = opened(collector.url)
     put(outlet, MANIFEST, *(frame(step, ("non_finite",)) for step in range(500)))
     collector.wait(lambda seen: seen.steps == list(range(500)))
