@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -302,9 +302,10 @@ class Watched:
         self.monitor = Monitor(self._job)
         self._clear()
         training.step()
+        before, after = (list(mine.values()) for mine in self._mine)
         for _ in range(WARM_UP_FRAMES):
-            self._call(0, training.optimizer, (training.optimizer,), {})
-        self._call(1, training.optimizer, (training.optimizer,), {})
+            self._call(before, training.optimizer, (training.optimizer,), {})
+        self._call(after, training.optimizer, (training.optimizer,), {})
         deadline = time.monotonic() + 10
         while self._job.outlet._queue and time.monotonic() < deadline:  # pyright: ignore[reportPrivateUsage]
             time.sleep(0.05)  # its thread imports what it needs, once
@@ -323,17 +324,18 @@ class Watched:
         watch._record = timed
 
     @contextmanager
-    def on(self) -> Generator[None]:
+    def on(self, but_for_its_hooks: bool = False) -> Generator[None]:
         # The time that others were switched on is none that the agent may spend.
-        self._watch._started_at = 0.0  # pyright: ignore[reportPrivateUsage]
+        self._watch._started_at = time.perf_counter()  # pyright: ignore[reportPrivateUsage]
         for place, hooks in enumerate(self._hooks):
-            hooks[place] = functools.partial(self._call, place)
+            mine = [] if but_for_its_hooks else list(self._mine[place].values())
+            hooks[place] = functools.partial(self._call, mine)
         yield
         self._clear()
 
-    def _call(self, place: int, *given: Any) -> None:
+    def _call(self, hooks: Sequence[Callable[..., object]], *given: Any) -> None:
         started = clock()
-        for hook in self._mine[place].values():
+        for hook in hooks:
             hook(*given)
         self.hook_s += clock() - started
 
@@ -511,6 +513,12 @@ def compare(training: Training, way: Way, block: int) -> list[float]:
 
 def defaults_share(training: Training, agent: Watched, steps: int) -> tuple[float, float]:
     """Of the time of steps in a row: what the agent's hooks took, and what its thread did."""
+    with agent.on(but_for_its_hooks=True):
+        timing_s: list[float] = []
+        for _ in range(max(5, steps // 20)):
+            agent.hook_s = 0.0
+            training.step()
+            timing_s.append(agent.hook_s)
     with agent.on():
         training.step()
         agent.hook_s, thread_s = 0.0, agent.thread_s
@@ -518,7 +526,8 @@ def defaults_share(training: Training, agent: Watched, steps: int) -> tuple[floa
         for _ in range(steps):
             training.step()
         elapsed_s = clock() - started
-        return agent.hook_s / elapsed_s, (agent.thread_s - thread_s) / elapsed_s
+        hooks_s = agent.hook_s - steps * statistics.median(timing_s)
+        return hooks_s / elapsed_s, (agent.thread_s - thread_s) / elapsed_s
 
 
 def clipping(training: Training, agent: Watched, rounds: int) -> float:

@@ -63,7 +63,7 @@ class LocalJudge:
         self._flights: dict[str, Flight] = {}
         self._open: set[tuple[str, str]] = set()  # optimizer and kind
         self._next_at = 0.0
-        self._stop: tuple[str, Finding] | None = None
+        self.stop: tuple[str, Finding] | None = None  # why the training is to stop
 
     @property
     def listening(self) -> bool:
@@ -111,7 +111,7 @@ class LocalJudge:
                 except Exception as error:
                     say(f"on_finding raised {told(error)}")
             if finding.kind in self._stop_on:
-                self._stop = optimizer, finding
+                self.stop = optimizer, finding
         cost_s = time.thread_time() - started
         self._next_at = time.monotonic() + max(JUDGE_EVERY_S, cost_s / SHARE)
 
@@ -133,9 +133,9 @@ class LocalJudge:
 
     def raise_if_stopped(self) -> None:
         """In the training thread. Raises TrainingStoppedError, once for a finding."""
-        if self._stop is None:
+        if self.stop is None:
             return
-        (optimizer, finding), self._stop = self._stop, None
+        (optimizer, finding), self.stop = self.stop, None
         raise TrainingStoppedError(self._reported(optimizer, finding))
 
     def _keep(self, frame: Frame) -> None:

@@ -179,6 +179,11 @@ class ActivationTaps:
         self._wanted = False
         self._endless: list[int] = []
 
+    @property
+    def opened(self) -> bool:
+        """Whether they are sampled at this step."""
+        return self._begun
+
     def spent_s(self) -> float:
         """Time that the training thread spent on taps since this was asked last."""
         spent_s, self._spent_s = self._spent_s, 0.0

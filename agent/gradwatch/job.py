@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,32 +41,29 @@ class Job:
         self.run = run
         self.settings = settings
         self.rank = identity.rank
-        self.finished = False
-        self._pid = os.getpid()
+        # False once finished, and in a process that was forked from the one that watches.
+        self.alive = True
+        self.news = False  # whether the next step has to be looked at, whatever it is
+        _jobs.add(self)
         self._watches: dict[int, OptimizerWatch] = {}
         self._by_name: dict[str, OptimizerWatch] = {}
         self._kinds: Counter[str] = Counter()  # optimizers of each class
-        self._living = 0  # optimizers that are watched, and share the budget
+        self._living = 0  # optimizers that are watched
+        self.sharers = 1  # of the budget: as many, but at least one
         self.surveys = Surveys(self._watches.values)
-        self._pending: dict[str, PendingFrame] = {}
-        self._stale_at = 0.0  # when they are looked through again
-        self._latest = ""  # the optimizer that stepped last: what `log` speaks of
+        self._stale_at = 0.0  # when frames that wait are looked through again
+        self.latest: OptimizerWatch | None = None  # the last that stepped: what `log` speaks of
         self._early: dict[str, Callable[[], float]] = {}  # logged before its step
         self._logged_first: set[str] = set()  # names that the script logs before it steps
         self._free_s = 0.0  # of the sending thread, until the frames of the first steps had gone
         self._charged_s = 0.0
         self._detail_cpu_s = 0.0  # of the sending thread, for detail frames
         self._charged_detail_s = 0.0
-        self.clipped: Clipped | None = None  # what was clipped for the step to come
+        self._clipped: Clipped | None = None  # for the step to come
         self._flown: set[str] = set()  # optimizers whose flight was sent
         self.judge = LocalJudge(frozenset(kinds_of(settings.stop_on)), identity.world_size)
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
         self._leave_scalers = follow(self._scaler_steps)
-
-    @property
-    def alive(self) -> bool:
-        """False once finished, and in a process that was forked from the one that watches."""
-        return not self.finished and os.getpid() == self._pid
 
     def watch(self, optimizer: torch.optim.Optimizer, models: Sequence[nn.Module] | None) -> None:
         """Record this optimizer's steps. A second watch of the same optimizer changes nothing."""
@@ -75,18 +73,16 @@ class Job:
         watch = OptimizerWatch(self, optimizer, name, models)
         self._watches[id(optimizer)] = watch
         self._by_name[name] = watch
-        self._living += 1
+        self._share_among(self._living + 1)
         self.surveys.claim(watch, watch.held())
 
     def forgotten(self) -> None:
         """The script has let go of an optimizer."""
-        self._living -= 1
+        self._share_among(self._living - 1)
         self.surveys.forget()
 
-    @property
-    def optimizers(self) -> int:
-        """How many share the budget."""
-        return max(1, self._living)
+    def _share_among(self, optimizers: int) -> None:
+        self._living, self.sharers = optimizers, max(1, optimizers)
 
     def watched(self, optimizer: torch.optim.Optimizer) -> bool:
         return self._watch_of(optimizer) is not None
@@ -105,21 +101,25 @@ class Job:
         watch.scaler_steps(scaler)
         return watch.scaler_stepped
 
-    def open_frame(self, frame: PendingFrame) -> None:
-        """A step was taken: its frame waits for `log`, and the one before goes out."""
-        before = self._pending.get(frame.optimizer)
-        if before is not None:
-            self._send(before)
-        elif not self._latest:
+    def clipped(self, clipped: Clipped | None, scalars: Mapping[str, float | Tensor]) -> None:
+        """Gradients were clipped for the step to come, which is to have these scalars."""
+        self._clipped, self.news = clipped, True
+        self._early.update({name: read_scalar(value) for name, value in scalars.items()})
+
+    def take_news(self) -> tuple[Clipped | None, dict[str, Callable[[], float]]]:
+        """What was clipped and what was logged for the step at hand, before it."""
+        self.news = False
+        if self.judge.stop is not None or not self.alive:
+            self.news = True  # in this order: the sending thread may bring some
+        if self.latest is None:
             self._logged_first.update(self._early)
-        frame.scalars.update(self._early)
-        self._early = {}
-        self._latest = frame.optimizer
-        self._pending[frame.optimizer] = frame
+        clipped, self._clipped = self._clipped, None
+        early, self._early = self._early, {}
+        return clipped, early
 
     def say(self, record: Record) -> None:
         """Send a record that is complete."""
-        self.judge.take(record)
+        self._consider(record)
         self.outlet.submit(lambda: (record,), always=True)
 
     def log(self, values: Mapping[str, float | Tensor]) -> None:
@@ -128,7 +128,7 @@ class Job:
         That is the last one, or the next: if the last one has this scalar already, or if the
         script had logged it before its very first step.
         """
-        pending = self._pending.get(self._latest)
+        pending = self.latest.frame() if self.latest is not None else None
         for name, value in values.items():
             reader = read_scalar(value)
             if name == "loss" and _at_hand(value) and not math.isfinite(reader()):
@@ -138,6 +138,7 @@ class Job:
                 pending.scalars[name] = reader
             else:
                 self._early[name] = reader
+                self.news = True
 
     def uncharged_cost_s(self) -> tuple[float, float]:
         """Processor time that the sending thread took since this was asked last, or since the
@@ -159,20 +160,20 @@ class Job:
         self._leave_scalers()
         for watch in self._watches.values():
             watch.remove()
-        for pending in self._pending.values():
-            self._send(pending)
+        for watch in self._by_name.values():
+            self.send(watch.pending)
         for watch in self._watches.values():
             self.explain(watch.locator.finish)
         self._watches.clear()
         self.surveys.forget()
         self.outlet.submit(self._last_judgement, always=True)
         self.say(RunEnd(rank=self.rank, time=time.time(), status=status, reason=reason[:2000]))
-        self.finished = True
+        self.alive, self.news = False, True
         return self.outlet.close()
 
-    def _send(self, pending: PendingFrame) -> None:
+    def send(self, pending: PendingFrame | None) -> None:
         """In either thread, whichever is first."""
-        if pending.claim() and not pending.empty:
+        if pending is not None and pending.claim() and not pending.empty:
             self.outlet.submit(lambda: self._finished(pending), hurry=pending.hurry)
 
     def _finished(self, pending: PendingFrame) -> Sequence[Record]:
@@ -186,7 +187,7 @@ class Job:
             self._free_s = time.thread_time()
         elif frame.histograms is not None:
             self._detail_cpu_s += time.thread_time() - started
-        self.judge.take(frame)
+        self._consider(frame)
         if "non_finite" not in frame.events:
             return (frame,)
         self._locate(frame.optimizer)
@@ -203,7 +204,7 @@ class Job:
         )
         if flight is None:
             return ()
-        self.judge.take(flight)
+        self._consider(flight)
         return (flight,)
 
     def explain(self, explained: Callable[[], Sequence[Origin]]) -> None:
@@ -212,10 +213,16 @@ class Job:
         def told() -> Sequence[Origin]:
             origins = explained()
             for origin in origins:
-                self.judge.take(origin)
+                self._consider(origin)
             return origins
 
         self.outlet.submit(told, always=True)
+
+    def _consider(self, record: Record) -> None:
+        """Judge it, if somebody asked for that; the training may have to stop for it."""
+        self.judge.take(record)
+        if self.judge.stop is not None:
+            self.news = True
 
     def _last_judgement(self) -> Sequence[Record]:
         """In the sending thread: nothing that the last frames showed goes untold."""
@@ -228,6 +235,7 @@ class Job:
         named = (self._by_name[optimizer],) if optimizer else tuple(self._watches.values())
         for watch in named:
             watch.locator.arm()
+            watch.wake()
 
     def _send_stale(self) -> None:
         """In the sending thread: let no frame wait for a loss that may never be logged."""
@@ -235,9 +243,10 @@ class Job:
         if now < self._stale_at:
             return
         self._stale_at = now + STALE_S / 4
-        for pending in list(self._pending.values()):
-            if now - pending.opened_at > STALE_S:
-                self._send(pending)
+        for watch in list(self._by_name.values()):
+            pending = watch.pending
+            if pending is not None and now - pending.opened_at > STALE_S:
+                self.send(pending)
 
     def _unique_name(self, kind: str) -> str:
         """Never given twice in a run: steps are counted, and stored, by it."""
@@ -246,6 +255,18 @@ class Job:
             self._kinds[kind] += 1
             name = kind if self._kinds[kind] == 1 else f"{kind}-{self._kinds[kind]}"
         return name
+
+
+_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """In a process that was forked from one that watches: it has the hooks and nobody who sends."""
+    for job in _jobs:
+        job.alive, job.news = False, True
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def make_run_info(

@@ -97,10 +97,19 @@ class Locator:
         if sum(storage.nbytes() for storage in storages.values()) <= MAX_COPY_BYTES:
             self._before = {key: storage.clone() for key, storage in storages.items()}
 
+    @property
+    def armed(self) -> bool:
+        """Whether `begin` would trace a step."""
+        return (self._always or self._left > 0) and not self._done and self._tracer is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to trace, and nothing to tell of what was."""
+        return not (self.armed or self._tracer is not None or self.obstructed)
+
     def begin(self) -> None:
         """After an optimizer's step: trace the next one, if that is wanted and can be done."""
-        wanted = self._always or self._left > 0
-        if not wanted or self._done or self._tracer is not None:
+        if not self.armed:
             return
         models = self._models()
         self._obstacle = _obstacle(module for _, module in models)

@@ -79,8 +79,8 @@ class Monitor:
         if not (self._job and self._job.alive):
             return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
         clipping = clip_grad_norm_(parameters, max_norm, norm_type, **keywords)
-        self._job.clipped = clipping.shared
-        self._job.log({"total_norm_before_clip": clipping.known, "clip_max_norm": max_norm})
+        scalars = {"total_norm_before_clip": clipping.known, "clip_max_norm": max_norm}
+        self._job.clipped(clipping.shared, scalars)
         return clipping.total
 
     def finish(self, status: str = "finished", reason: str = "") -> None:

@@ -79,6 +79,7 @@ class Surveys:
 
     def forget(self) -> None:
         """Look anew from here on."""
+        self.fresh = True  # nothing was looked at since
         self._stepped: set[str] = set()
         self._kept: dict[tuple[int, ...], Survey] = {}
         self._roots: Roots | None = None
@@ -88,7 +89,10 @@ class Surveys:
         self._listed: dict[int, Described] | None = None
 
     def stepped(self, optimizer: str) -> None:
-        """An optimizer comes to a step: all is looked at anew if it had come to one since."""
+        """An optimizer comes to a step: all is looked at anew if it had come to one since.
+
+        There is no need to tell it while they are `fresh`.
+        """
         if optimizer in self._stepped:
             self.forget()
         self._stepped.add(optimizer)
@@ -98,6 +102,7 @@ class Surveys:
     ) -> Survey:
         """What the models are made of. held: parameters that were last changed at `since`; when
         some of them are not found a survey that was made before is no good."""
+        self.fresh = False
         key = tuple(map(id, models))
         survey = self._kept.get(key)
         if survey is None or (survey.made_at < since and not survey.knows(held)):
@@ -110,6 +115,7 @@ class Surveys:
         It is not when some were not found by a look that was taken before `since`. A new look is
         taken for them, but after one that was in vain only in the next iteration.
         """
+        self.fresh = False
         # The garbage collector may call `forget` at any time.
         roots = self._roots or Roots()
         if not roots.know(held) and roots.made_at < since and not self._in_vain:
@@ -124,6 +130,7 @@ class Surveys:
         running = backward_pass()
         if running is None:
             return broken_data(inspect.currentframe(), own)
+        self.fresh = False
         if self._suspect is None or self._suspect[0] != running:
             self._suspect = running, broken_data(inspect.currentframe(), own)
         return self._suspect[1]
@@ -156,6 +163,7 @@ class Surveys:
 
     def _claims(self) -> tuple[set[int], dict[int, Described]]:
         """Parameters that optimizers hold, and who describes others, by identity."""
+        self.fresh = False
         if self._claimed is None or self._listed is None:
             watches = list(self._watches())
             self._claimed = {id(parameter) for watch in watches for parameter in watch.held()}

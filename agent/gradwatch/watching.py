@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import cmath
+import functools
+import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ from gradwatch.layers import (
 from gradwatch.locate import Locator, gradient_storages
 from gradwatch.measure import REQUIRES_GRAD, Meter, plain, read_scalar
 from gradwatch.notice import say, told
-from gradwatch.pacer import Pacer
+from gradwatch.pacer import UNSEEN_SHARE, WARM_UP_STEPS, Clock, Pacer
 from gradwatch.pending import PendingFrame
 from gradwatch.rank_check import RankCheck
 from gradwatch.reading import NoGradient, Reading
@@ -49,6 +51,7 @@ DETAIL_SHARE = 0.4
 COMPARE_SHARE = 0.15
 # After this many faults of its own, the watch gives up rather than cost the job more.
 MAX_FAULTS = 5
+NEVER = 1 << 62  # a step
 
 
 class OptimizerWatch:
@@ -66,9 +69,19 @@ class OptimizerWatch:
         name: str,
         models: Sequence[nn.Module] | None,
     ) -> None:
-        self.name = name
-        self.step = 0
+        # What every step touches comes first: attributes lie in memory as they are made.
         self._job = job
+        self.step = 0
+        self._clock = Clock(job.settings.overhead_budget)
+        self._wake_step = 0  # until this step, and until the clock shows
+        self._wake_s = 0.0  # this, no step needs more than to be counted
+        self._started_at = 0.0
+        self._elapsed_s = 0.0  # between the last two steps
+        self._sentinel: Tensor | None = None
+        self._broken = False
+        self._lr: Any = None  # at the last step, as the optimizer has it
+        self.pending: PendingFrame | None = None  # of the last step, if it has one
+        self.name = name
         self._optimizer = weakref.ref(optimizer, self._gone)
         self._models = None if models is None else [weakref.ref(model) for model in models]
         self._found: list[weakref.ref[nn.Module]] = []  # the models, when none were given
@@ -82,11 +95,7 @@ class OptimizerWatch:
         self._dirty = True
         self._version = 0
         self._faults = 0
-        self._sentinel: Tensor | None = None
-        self._broken = False
         self._scaler: GradScaler | None = None  # within its step, until ours is reached
-        self._started_at = 0.0
-        self._paced_s = 0.0  # of the last step, this watch's part
         given = models or ()
         # One parameter, as of an optimizer in the backward pass, has no order.
         ordered = named_layers(given) if len(self.held()) > 1 else ()
@@ -111,9 +120,13 @@ class OptimizerWatch:
         self._wait_clock: WaitClock | None = None
         self._cost_s = 0.0  # of the last step, in the training thread
         self._surveys = job.surveys
+        self._observe_uncompiled = uncompiled(self._guarded_observe)
+        self._trace_uncompiled = uncompiled(self._trace_next)
+        self._send_uncompiled = uncompiled(job.send)
+        _leave_uncompiled()
         self._hooks = [
-            optimizer.register_step_pre_hook(uncompiled(self._before_step)),
-            optimizer.register_step_post_hook(uncompiled(self._after_step)),
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
         ]
         if models:
             self._trace_next()
@@ -156,19 +169,73 @@ class OptimizerWatch:
         self._meter = Meter(())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._passed(optimizer):
+            return
         if not _has_closure(optimizer, args, kwargs):
-            self._guarded_observe(optimizer)
+            self._observe_uncompiled(optimizer)
         if self._job.alive:
             self._job.judge.raise_if_stopped()  # the one error that is meant for the script
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if _has_closure(optimizer, args, kwargs):
-            self._guarded_observe(optimizer)
-        self._trace_next()
+            self._observe_uncompiled(optimizer)
+        wakes_s = self._clock.now_s + self._elapsed_s  # or later
+        if self.step + 1 >= self._wake_step or wakes_s >= self._wake_s:
+            self._trace_uncompiled()
+
+    def _passed(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Count a step that nothing is to be recorded of; False when it has to be looked at.
+
+        Where steps are short nearly all are of this kind, and the cost of them is what the budget
+        leaves nothing beside: so this touches as little as can be.
+        """
+        started = time.perf_counter()
+        job, step, elapsed_s = self._job, self.step + 1, started - self._started_at
+        paced_s = elapsed_s / job.sharers
+        wakes = step >= self._wake_step or self._clock.after(paced_s) >= self._wake_s
+        if wakes or job.news:
+            return False
+        try:
+            broken = self._is_broken()
+            self._lr = optimizer.param_groups[0].get("lr")
+        except Exception:
+            return False  # where it is looked at, faults are told of
+        if broken and not self._broken:
+            return False
+        self._broken = broken
+        self.step, self._started_at, self._elapsed_s = step, started, elapsed_s
+        if self.pending is not None:
+            self._send_uncompiled(self.pending)
+            self.pending = None
+        job.latest = self
+        self._clock.advance(paced_s, (1 + UNSEEN_SHARE) * (time.perf_counter() - started))
+        return True
+
+    def frame(self) -> PendingFrame | None:
+        """That of the last step, for what is logged to it: made now if the step had none."""
+        if self.pending is None and self.step:
+            self.pending = self._opened(None)
+        return self.pending
+
+    def _opened(
+        self,
+        reading: Reading | NoGradient | None,
+        overflow: Callable[[], float] | None = None,
+        outputs: Outputs | None = None,
+    ) -> PendingFrame:
+        frame = PendingFrame(
+            *(self.name, self.step, max(1, self._version), reading),
+            *(_learning_rate(self._lr), overflow, outputs),
+        )
+        if self._elapsed_s:
+            elapsed_s = self._elapsed_s
+            frame.measured("step_time_s", lambda: elapsed_s)
+        return frame
 
     def scaler_steps(self, scaler: GradScaler) -> None:
         """A loss scaler is about to step the optimizer, or to skip its step."""
         self._scaler = scaler
+        self.wake()
 
     def scaler_stepped(self) -> None:
         """It is done. When the optimizer's step was not reached, it was skipped."""
@@ -181,6 +248,7 @@ class OptimizerWatch:
     def _guarded_observe(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """No fault of the agent's own reaches the training loop."""
         scaler, self._scaler = self._scaler, None
+        self.wake()
         try:
             trace, outputs = self.locator.end(), self._taps.close()
             if self._job.alive and self._faults < MAX_FAULTS:
@@ -190,14 +258,43 @@ class OptimizerWatch:
 
     def _trace_next(self) -> None:
         """Between two steps: when a NaN is to be located, and for a detail frame to come."""
+        started = time.perf_counter()
         try:
             if self._job.alive and self._faults < MAX_FAULTS:
                 self.locator.begin()
-                detail = self._detail_pacer.expects(self.step + 1, self._paced_s)
+                expected_s = self._clock.after(self._elapsed_s / self._job.sharers)
+                detail = self._detail_pacer.due(self.step + 1, expected_s)
                 if detail and self._layers and not self._replica:
                     self._taps.open(self._layers, lambda: self._survey().modules)
+                self._sleep()
+            if not self._taps.opened:  # else it is part of what they spent
+                self._clock.advance(0.0, time.perf_counter() - started)
         except Exception as error:
             self._failed("trace", error)
+
+    def wake(self) -> None:
+        """Look at the next step, whatever it is. In any thread."""
+        self._wake_step = 0
+
+    def _sleep(self) -> None:
+        """Have steps only counted until one may be due."""
+        if self.step < WARM_UP_STEPS:
+            return
+        now_s = self._clock.now_s
+        pacers = (self._norm_pacer, self._detail_pacer, self.recorder.pacer)
+        self._wake_s = min(
+            (pacer.next_s for pacer in pacers if pacer.next_s > now_s), default=math.inf
+        )
+        # First to sleep, and then to look whether it may: another thread may wake this one.
+        self._wake_step = min(
+            (pacer.next_step for pacer in pacers if pacer.next_s <= now_s), default=NEVER
+        )
+        ranks_meet = self._comparable or self._wait_clock is not None
+        optimizer = self._optimizer()
+        scaled = optimizer is not None and found_overflow(optimizer) is not None
+        idle = self.locator.idle and self._surveys.fresh
+        if self._taps.opened or ranks_meet or scaled or not idle:
+            self.wake()
 
     def _failed(self, what: str, error: Exception) -> None:
         self._faults += 1
@@ -213,20 +310,19 @@ class OptimizerWatch:
         skipped: bool,
     ) -> None:
         started = time.perf_counter()
-        elapsed_s = started - self._started_at if self._started_at else 0.0
+        self._elapsed_s = elapsed_s = started - self._started_at if self._started_at else 0.0
         self._started_at = started
-        # The budget is the job's: its optimizers share it.
-        self._paced_s = paced_s = elapsed_s / self._job.optimizers
         self.step += 1
         self._surveys.stepped(self.name)
-        clipped, self._job.clipped = self._job.clipped, None
+        clipped, early = self._job.take_news()
         detail_s, other_s = self._job.uncharged_cost_s()
-        self._detail_pacer.charge(detail_s + self._taps.spent_s())
-        self._norm_pacer.charge(other_s)
+        # The budget is the job's: its optimizers share it.
+        self._clock.advance(elapsed_s / self._job.sharers, other_s)
+        clock_s = self._clock.now_s
+        self._detail_pacer.charge(clock_s, detail_s + self._taps.spent_s())
         overflow, skipped = _overflow(optimizer, skipped)
-        # Both buckets fill at every step, so both are asked.
-        norm_due = self._norm_pacer.due(self.step, paced_s) and not skipped
-        detail_due = self._detail_pacer.due(self.step, paced_s) and not skipped
+        norm_due = self._norm_pacer.due(self.step, clock_s) and not skipped
+        detail_due = self._detail_pacer.due(self.step, clock_s) and not skipped
         detail_due = detail_due and not self._replica
         if self._wait_clock is not None:
             lost_s = self._cost_s + self._wait_clock.starved_s()
@@ -241,23 +337,17 @@ class OptimizerWatch:
             self._current_parameters()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
             reading = self._measured(carried_scale(optimizer), clipped, detail_due, compare)
-        frame = PendingFrame(
-            self.name,
-            self.step,
-            max(1, self._version),
-            reading,
-            _learning_rate(optimizer),
-            overflow,
-            outputs if detail_due and outputs and outputs.layers is self._layers else None,
-        )
-        if elapsed_s:
-            frame.measured("step_time_s", lambda: elapsed_s)
+        self._lr = optimizer.param_groups[0].get("lr")
+        known = outputs is not None and outputs.layers is self._layers
+        frame = self._opened(reading, overflow, outputs if detail_due and known else None)
         for times_name, time_s in self._rank_check.times_s().items() if compare else ():
             frame.measured(times_name, time_s)
         loss_scale = None if scaler is None else scale_of(scaler)
         if loss_scale is not None and (reading is not None or skipped):
             frame.measured("grad_scale", read_scalar(loss_scale))
-        self._job.open_frame(frame)
+        self._job.send(self.pending)
+        frame.scalars.update(early)
+        self._job.latest, self.pending = self, frame
         broken = turned or (reading is not None and reading.broken)
         if reading is not None:
             self._broken = broken
@@ -266,15 +356,16 @@ class OptimizerWatch:
             self._locate(trace, broken)
         cost_s = time.perf_counter() - started
         if detail_due:
-            self._detail_pacer.took(self.step, cost_s)
+            self._detail_pacer.took(self.step, clock_s, cost_s)
+            self._norm_pacer.seen(self.step)  # it holds the norms
         elif norm_due:
-            self._norm_pacer.took(self.step, cost_s)
+            self._norm_pacer.took(self.step, clock_s, cost_s)
         else:
-            self._norm_pacer.charge(cost_s)
+            self._clock.advance(0.0, (1 + UNSEEN_SHARE) * cost_s)
         if compare:
             self._rank_check.took(cost_s)
         if not broken and not skipped:
-            self._record(optimizer, paced_s)
+            self._record(optimizer, clock_s)
         self._cost_s = time.perf_counter() - started
 
     def _measured(
@@ -299,29 +390,33 @@ class OptimizerWatch:
             self.locator.keep(weights, self.step, self._surveys.suspect)
             self.locator.arm()
 
-    def _record(self, optimizer: torch.optim.Optimizer, paced_s: float) -> None:
+    def _record(self, optimizer: torch.optim.Optimizer, clock_s: float) -> None:
         """Keep what the flight recorder may see of this step."""
-        if not self.recorder.pacer.due(self.step, paced_s) or self._replica:
+        if not self.recorder.pacer.due(self.step, clock_s) or self._replica:
             return
         started = time.perf_counter()
         scale = carried_scale(optimizer)
         with torch.no_grad():
             self.recorder.sample(self.step, max(1, self._version), self._parameters, scale)
-        self.recorder.pacer.took(self.step, time.perf_counter() - started)
+        self.recorder.pacer.took(self.step, clock_s, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
-        """Whether the input's layer has a non-finite gradient now and had none a step ago.
+        """Whether the input's layer has a non-finite gradient now and had none a step ago."""
+        before, self._broken = self._broken, self._is_broken()
+        return self._broken and not before
+
+    def _is_broken(self) -> bool:
+        """Whether the input's layer has a non-finite gradient.
 
         NaN spreads from where it arises to every layer before, so one small tensor shows it. Only
         on a CPU, where looking at a number is no synchronisation.
         """
         gradient = self._sentinel.grad if self._sentinel is not None else None
-        if gradient is None or gradient.device.type != "cpu" or gradient.is_sparse:
+        if gradient is None or not gradient.is_cpu or gradient.is_sparse:
             return False
         # This rank's part alone: the sum of a DTensor would be a collective.
         local = gradient if type(gradient) is Tensor else plain(gradient)
-        before, self._broken = self._broken, not cmath.isfinite(local.sum().item())
-        return self._broken and not before
+        return not cmath.isfinite(local.sum().item())
 
     def _current_parameters(self) -> list[Tensor]:
         """The layers' tensors; describes them anew when they are not those of the last frame."""
@@ -435,6 +530,21 @@ def uncompiled(function: F) -> F:
     return cast("F", torch.compiler.disable(function))
 
 
+@functools.cache
+def _leave_uncompiled() -> None:
+    """What every step calls, where torch.compile compiles the step: left as it is, and not looked
+    at, as `uncompiled` does; but with nothing around it, which would cost more than it does.
+
+    What these call has to be among them, or wrapped.
+    """
+    from torch._dynamo.decorators import skip  # slow to import, and torch's optimizers have
+
+    watch: Any = OptimizerWatch
+    for each in (watch._before_step, watch._after_step, watch._passed, watch._is_broken):
+        skip(each)
+    skip(_has_closure)
+
+
 def _signature(held: list[Tensor], known: list[Tensor]) -> tuple[list[int], list[bool]]:
     """What changes when parameters come, go, freeze or thaw."""
     return list(map(id, held)), list(map(REQUIRES_GRAD, known))
@@ -472,9 +582,8 @@ def _overflow(
     return read, found.device.type == "cpu" and read() > 0
 
 
-def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The first group's learning rate; NaN when it lies on a device and would be waited for."""
-    rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
+def _learning_rate(rate: Any) -> float:
+    """A group's learning rate; NaN when it lies on a device and would be waited for."""
     if isinstance(rate, Tensor) and rate.device.type != "cpu":
         return float("nan")
     return float("nan") if rate is None else float(rate)

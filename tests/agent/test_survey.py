@@ -234,12 +234,12 @@ def test_an_optimizer_that_is_let_go_of_leaves_its_share_of_the_budget_and_no_mo
             optimizers[place].step()
         job = monitor._current
         assert job is not None
-        assert job.optimizers == 3
+        assert job.sharers == 3
         gone = weakref.ref(model)
         del model, optimizers[1:]
         gc.collect()
         assert gone() is None
-        assert job.optimizers == 1
+        assert job.sharers == 1
 
 
 def test_looking_for_models_disturbs_no_other_thread() -> None:
