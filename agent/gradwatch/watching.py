@@ -169,9 +169,9 @@ class OptimizerWatch:
         self._meter = Meter(())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._passed(optimizer):
-            return
         if not _has_closure(optimizer, args, kwargs):
+            if self._passed(optimizer):
+                return
             self._observe_uncompiled(optimizer)
         if self._job.alive:
             self._job.judge.raise_if_stopped()  # the one error that is meant for the script

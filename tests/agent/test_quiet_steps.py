@@ -184,6 +184,23 @@ def test_training_stops_though_its_steps_are_quiet() -> None:
     assert raised.value.finding.first_step == STEPS + 1
 
 
+def test_a_step_with_a_closure_is_counted_once(kept: Kept) -> None:
+    model, optimizer = job()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    with gradwatch.watch(model, optimizer, **RARELY) as monitor:
+        for step in range(1, STEPS + 1):
+            optimizer.step(closure)  # pyright: ignore
+            monitor.log(number=step)
+    logged = {step: frame.scalars["number"] for step, frame in frames(kept).items()}
+    assert logged == {step: step for step in range(1, STEPS + 1)}
+
+
 def test_each_optimizer_counts_its_own(kept: Kept) -> None:
     first, second = job(), job()
     with gradwatch.watch([first[0], second[0]], [first[1], second[1]], **RARELY) as monitor:
