@@ -24,15 +24,22 @@ from gradwatch.tracer import backward_pass
 
 
 class Described(Protocol):
-    """A watch, as far as others must know of it."""
+    """The layers of one optimizer, as far as others must know of them."""
 
     @property
     def extras(self) -> Sequence[Layer]:
-        """The layers that it describes though no optimizer holds them."""
+        """Those that are described with it though no optimizer holds them."""
         ...
 
     def held(self) -> list[Tensor]: ...
-    def layout_changed(self) -> None: ...
+    def changed(self) -> None: ...
+
+
+class Watch(Protocol):
+    """A watch, as far as surveys must know of it."""
+
+    @property
+    def layout(self) -> Described: ...
 
 
 class Survey:
@@ -73,13 +80,12 @@ class Survey:
 class Surveys:
     """The surveys of this iteration. watches: those of the job that still watch."""
 
-    def __init__(self, watches: Callable[[], Iterable[Described]]) -> None:
+    def __init__(self, watches: Callable[[], Iterable[Watch]]) -> None:
         self._watches = watches
         self.forget()
 
     def forget(self) -> None:
         """Look anew from here on."""
-        self.fresh = True  # nothing was looked at since
         self._stepped: set[str] = set()
         self._kept: dict[tuple[int, ...], Survey] = {}
         self._roots: Roots | None = None
@@ -87,6 +93,11 @@ class Surveys:
         self._suspect: tuple[int, Suspect | None] | None = None
         self._claimed: set[int] | None = None
         self._listed: dict[int, Described] | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was looked at since."""
+        return not self._kept and not (self._roots or self._suspect) and self._claimed is None
 
     def stepped(self, optimizer: str) -> None:
         """An optimizer comes to a step: all is looked at anew if it had come to one since.
@@ -102,7 +113,6 @@ class Surveys:
     ) -> Survey:
         """What the models are made of. held: parameters that were last changed at `since`; when
         some of them are not found a survey that was made before is no good."""
-        self.fresh = False
         key = tuple(map(id, models))
         survey = self._kept.get(key)
         if survey is None or (survey.made_at < since and not survey.knows(held)):
@@ -115,7 +125,6 @@ class Surveys:
         It is not when some were not found by a look that was taken before `since`. A new look is
         taken for them, but after one that was in vain only in the next iteration.
         """
-        self.fresh = False
         # The garbage collector may call `forget` at any time.
         roots = self._roots or Roots()
         if not roots.know(held) and roots.made_at < since and not self._in_vain:
@@ -130,44 +139,40 @@ class Surveys:
         running = backward_pass()
         if running is None:
             return broken_data(inspect.currentframe(), own)
-        self.fresh = False
         if self._suspect is None or self._suspect[0] != running:
             self._suspect = running, broken_data(inspect.currentframe(), own)
         return self._suspect[1]
 
-    def claim(self, watch: Described, held: Iterable[Tensor]) -> None:
-        """These are held by an optimizer: no other watch describes them as held by none."""
+    def claim(self, by: object, held: Iterable[Tensor]) -> None:
+        """These are held by an optimizer: none but `by` describes them as held by none."""
         claimed, listed = self._claims()
         for parameter in held:
             claimed.add(id(parameter))
             other = listed.pop(id(parameter), None)
-            if other is not None and other is not watch:
-                other.layout_changed()
+            if other is not None and other is not by:
+                other.changed()
 
-    def extras(self, watch: Described, survey: Survey) -> list[Layer]:
-        """The layers that this watch is to describe though no optimizer holds them.
+    def extras(self, layout: Described, survey: Survey) -> list[Layer]:
+        """The layers that `layout` is to have though no optimizer holds them.
 
         That is those it described before, and those that no other does.
         """
         claimed, listed = self._claims()
-        mine = {id(layer.parameter) for layer in watch.extras}
+        mine = {id(layer.parameter) for layer in layout.extras}
         places = survey.unseen | {survey.places[each] for each in mine if each in survey.places}
         survey.unseen.clear()
         found: list[Layer] = []
         for place in sorted(places):
             layer = survey.layers[place]
             key = id(layer.parameter)
-            if key not in claimed and listed.setdefault(key, watch) is watch:
+            if key not in claimed and listed.setdefault(key, layout) is layout:
                 found.append(layer)
         return found
 
     def _claims(self) -> tuple[set[int], dict[int, Described]]:
         """Parameters that optimizers hold, and who describes others, by identity."""
-        self.fresh = False
         if self._claimed is None or self._listed is None:
-            watches = list(self._watches())
-            self._claimed = {id(parameter) for watch in watches for parameter in watch.held()}
-            self._listed = {
-                id(layer.parameter): watch for watch in watches for layer in watch.extras
-            }
+            layouts = [watch.layout for watch in self._watches()]
+            self._claimed = {id(parameter) for each in layouts for parameter in each.held()}
+            self._listed = {id(layer.parameter): each for each in layouts for layer in each.extras}
         return self._claimed, self._listed

@@ -1,4 +1,4 @@
-"""Watching one optimizer: its step hooks, when to measure, and what its layers are."""
+"""Watching one optimizer: its step hooks, and which steps are looked at."""
 
 from __future__ import annotations
 
@@ -17,25 +17,17 @@ from torch.amp.grad_scaler import GradScaler
 from gradwatch.activations import ActivationTaps, Outputs
 from gradwatch.clipping import Clipped
 from gradwatch.flight import FlightRecorder
-from gradwatch.layers import (
-    PARALLEL_WRAPPERS,
-    ExecutionOrder,
-    Layer,
-    in_shards,
-    named_layers,
-    shares_a_mesh,
-)
+from gradwatch.layers import PARALLEL_WRAPPERS
+from gradwatch.layout import Layout
 from gradwatch.locate import Locator, gradient_storages
-from gradwatch.measure import REQUIRES_GRAD, Meter, plain, read_scalar
+from gradwatch.measure import plain, read_scalar
 from gradwatch.notice import say, told
 from gradwatch.pacer import UNSEEN_SHARE, WARM_UP_STEPS, Clock, Pacer
 from gradwatch.pending import PendingFrame
 from gradwatch.rank_check import RankCheck
 from gradwatch.reading import NoGradient, Reading
 from gradwatch.scaling import carried_scale, found_overflow, scale_of
-from gradwatch.survey import Survey
 from gradwatch.waiting import WaitClock
-from gradwatch.wire.frame import MAX_LAYERS, LayerInfo, Manifest
 
 if TYPE_CHECKING:
     from gradwatch.job import Job
@@ -83,39 +75,22 @@ class OptimizerWatch:
         self.pending: PendingFrame | None = None  # of the last step, if it has one
         self.name = name
         self._optimizer = weakref.ref(optimizer, self._gone)
-        self._models = None if models is None else [weakref.ref(model) for model in models]
-        self._found: list[weakref.ref[nn.Module]] = []  # the models, when none were given
-        self._layers: list[Layer] = []
-        self._parameters: list[Tensor] = []  # theirs
-        self._infos: list[LayerInfo] = []  # theirs, as the last manifest has them
-        self.extras: list[Layer] = []  # those of them that no optimizer holds
-        self._since = time.monotonic()  # when the optimizer's parameters last changed
-        self._meter = Meter(())
-        self._signature: tuple[list[int], list[bool]] | None = None
-        self._dirty = True
-        self._version = 0
+        self.layout = Layout(job, self._optimizer, name, models)
         self._faults = 0
         self._scaler: GradScaler | None = None  # within its step, until ours is reached
-        given = models or ()
-        # One parameter, as of an optimizer in the backward pass, has no order.
-        ordered = named_layers(given) if len(self.held()) > 1 else ()
-        self._order: ExecutionOrder | None = ExecutionOrder(layer.parameter for layer in ordered)
         settings = job.settings
-        copies = any(type(model).__name__ in PARALLEL_WRAPPERS for model in given)
+        copies = any(type(model).__name__ in PARALLEL_WRAPPERS for model in models or ())
         # Under DDP every rank holds the same gradients: the others only show whether they drift.
         self._replica = copies and job.rank > 0
         budget = settings.overhead_budget
         norm_every = settings.detail_every if self._replica else settings.norm_every
         self.recorder = FlightRecorder(budget)
         self.locator = Locator(
-            name, job.rank, settings.locate_nan, lambda: self._survey().modules.named
+            name, job.rank, settings.locate_nan, lambda: self.layout.survey().modules.named
         )
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
         self._taps = ActivationTaps()
-        self._world_size = job.run.world_size
-        # Between ranks there is nothing to compare where every layer is in shards.
-        self._comparable = self._world_size > 1
         self._rank_check = RankCheck(settings.detail_every, budget * COMPARE_SHARE)
         self._wait_clock: WaitClock | None = None
         self._cost_s = 0.0  # of the last step, in the training thread
@@ -138,22 +113,15 @@ class OptimizerWatch:
 
     def held(self) -> list[Tensor]:
         """The parameters that the optimizer holds now, in its order."""
-        optimizer = self._optimizer()
-        groups: list[dict[str, Any]] = optimizer.param_groups if optimizer else []
-        return [parameter for group in groups for parameter in group["params"]]
-
-    def layout_changed(self) -> None:
-        """Look at the layers again at the next frame."""
-        self._dirty = True
+        return self.layout.held()
 
     def remove(self) -> None:
         """Take every hook away, and let go of the model."""
         for hook in self._hooks:
             hook.remove()
-        if self._order is not None:
-            self._order.read(())
         self.locator.close()
         self._time_waits(None)
+        self.layout.close()
         self._forget()
 
     def _gone(self, _: object) -> None:
@@ -163,10 +131,9 @@ class OptimizerWatch:
 
     def _forget(self) -> None:
         """Keep none of the optimizer's tensors alive."""
-        self._layers, self._parameters, self._signature = [], [], None
-        self.extras, self._sentinel = [], None
+        self.layout.forget()
+        self._sentinel = None
         self._taps.forget()
-        self._meter = Meter(())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not _has_closure(optimizer, args, kwargs):
@@ -224,7 +191,7 @@ class OptimizerWatch:
         outputs: Outputs | None = None,
     ) -> PendingFrame:
         frame = PendingFrame(
-            *(self.name, self.step, max(1, self._version), reading),
+            *(self.name, self.step, max(1, self.layout.version), reading),
             *(_learning_rate(self._lr), overflow, outputs),
         )
         if self._elapsed_s:
@@ -264,8 +231,8 @@ class OptimizerWatch:
                 self.locator.begin()
                 expected_s = self._clock.after(self._elapsed_s / self._job.sharers)
                 detail = self._detail_pacer.due(self.step + 1, expected_s)
-                if detail and self._layers and not self._replica:
-                    self._taps.open(self._layers, lambda: self._survey().modules)
+                if detail and self.layout.layers and not self._replica:
+                    self._taps.open(self.layout.layers, lambda: self.layout.survey().modules)
                 self._sleep()
             if not self._taps.opened:  # else it is part of what they spent
                 self._clock.advance(0.0, time.perf_counter() - started)
@@ -289,7 +256,7 @@ class OptimizerWatch:
         self._wake_step = min(
             (pacer.next_step for pacer in pacers if pacer.next_s <= now_s), default=NEVER
         )
-        ranks_meet = self._comparable or self._wait_clock is not None
+        ranks_meet = self.layout.comparable or self._wait_clock is not None
         optimizer = self._optimizer()
         scaled = optimizer is not None and found_overflow(optimizer) is not None
         idle = self.locator.idle and self._surveys.fresh
@@ -327,18 +294,18 @@ class OptimizerWatch:
         if self._wait_clock is not None:
             lost_s = self._cost_s + self._wait_clock.starved_s()
             self._rank_check.stepped(elapsed_s - lost_s, self._wait_clock.take())
-        compare = self._comparable and self._rank_check.due(self.step) and not skipped
+        compare = self.layout.comparable and self._rank_check.due(self.step) and not skipped
         norm_due |= compare
         reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
         turned = not (norm_due or detail_due or skipped) and self._turned_non_finite()
         norm_due |= turned
-        if skipped and not self._version:
-            self._current_parameters()  # no frame is worth anything without its manifest
+        if skipped and not self.layout.version:
+            self._refresh()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
             reading = self._measured(carried_scale(optimizer), clipped, detail_due, compare)
         self._lr = optimizer.param_groups[0].get("lr")
-        known = outputs is not None and outputs.layers is self._layers
+        known = outputs is not None and outputs.layers is self.layout.layers
         frame = self._opened(reading, overflow, outputs if detail_due and known else None)
         for times_name, time_s in self._rank_check.times_s().items() if compare else ():
             frame.measured(times_name, time_s)
@@ -371,16 +338,17 @@ class OptimizerWatch:
     def _measured(
         self, scale: Tensor | None, clipped: Clipped | None, detail: bool, compare: bool
     ) -> Reading | NoGradient:
-        parameters = self._current_parameters()
+        self._refresh()
+        parameters, meter = self.layout.parameters, self.layout.meter
         if detail:
-            reading = self._meter.details(parameters, scale, self.step, compare)
+            reading = meter.details(parameters, scale, self.step, compare)
         else:
-            reading = self._meter.norms(parameters, scale, clipped, compare)
+            reading = meter.norms(parameters, scale, clipped, compare)
         return reading or NoGradient(len(parameters))
 
     def _locate(self, trace: Trace | None, broken: bool) -> None:
         """Before the step: read what was traced, and keep the weights that NaN will reach."""
-        weights = self._parameters
+        weights = self.layout.parameters
         if trace is not None:
             explain = self.locator.explain(trace, self.step, gradient_storages(weights))
             self._job.explain(explain)
@@ -395,9 +363,9 @@ class OptimizerWatch:
         if not self.recorder.pacer.due(self.step, clock_s) or self._replica:
             return
         started = time.perf_counter()
-        scale = carried_scale(optimizer)
+        layout, scale = self.layout, carried_scale(optimizer)
         with torch.no_grad():
-            self.recorder.sample(self.step, max(1, self._version), self._parameters, scale)
+            self.recorder.sample(self.step, max(1, layout.version), layout.parameters, scale)
         self.recorder.pacer.took(self.step, clock_s, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
@@ -418,85 +386,11 @@ class OptimizerWatch:
         local = gradient if type(gradient) is Tensor else plain(gradient)
         return not cmath.isfinite(local.sum().item())
 
-    def _current_parameters(self) -> list[Tensor]:
-        """The layers' tensors; describes them anew when they are not those of the last frame."""
-        held = self.held()
-        signature = _signature(held, self._parameters)
-        changed = signature != self._signature
-        if self._dirty or self._order is not None or changed:
-            if changed and self._version:
-                self._since = time.monotonic()
-            self._describe(held)
-            self._parameters = [layer.parameter for layer in self._layers]
-            self._signature = _signature(held, self._parameters)
-        return self._parameters
-
-    def _describe(self, held: list[Tensor]) -> None:
-        """Name the layers, order them, and send the manifest if it is another than the last."""
-        first = not self._layers
-        final = self._models is not None or self._find(held)
-        survey = self._survey(held)
-        layers = self._layers_in(survey, held)
-        if len(layers) > MAX_LAYERS:
-            say(f"{self.name} has {len(layers)} layers; the first {MAX_LAYERS} are recorded")
-            layers = layers[:MAX_LAYERS]
-        order, self._order = self._order, None
-        depths = (order or ExecutionOrder(())).read(layers)
-        if first and self._models is None and len(layers) > 1:
-            # Found at its first step: the next backward pass shows the order of execution.
-            self._order = ExecutionOrder(layer.parameter for layer in layers)
-        if [_key(layer) for layer in layers] != [_key(layer) for layer in self._layers]:
-            self._meter = Meter(layers)  # else the old one goes on counting dead units
-        self._layers = layers
-        by_depth = sorted(zip(depths, layers, strict=True), key=lambda item: item[0])
-        trained = [layer.parameter for _, layer in by_depth if layer.parameter.requires_grad]
-        self._sentinel = min(trained[:2], key=lambda tensor: tensor.numel(), default=None)
-        replicas = self._replicas(survey)
-        self._dirty = not final
-        mine = set(map(id, held))
-        infos = [
-            layer.describe(depth, id(layer.parameter) in mine, id(layer.parameter) in replicas)
-            for layer, depth in zip(layers, depths, strict=True)
-        ]
-        if self._version and infos == self._infos:
-            return
-        self._version += 1
-        self._infos = infos
-        self._job.say(
-            Manifest(
-                optimizer=self.name,
-                version=self._version,
-                rank=self._job.rank,
-                layers=infos,
-            )
-        )
-
-    def _layers_in(self, survey: Survey, held: list[Tensor]) -> list[Layer]:
-        """Those that the optimizer holds, and those of the models that are for it to describe."""
-        self._surveys.claim(self, held)
-        self.extras = self._surveys.extras(self, survey)
-        places = survey.places
-        wanted = {places[id(tensor)] for tensor in held if id(tensor) in places}
-        wanted.update(places[id(layer.parameter)] for layer in self.extras)
-        return [survey.layers[place] for place in sorted(wanted)] + [
-            Layer(f"{self.name}.parameter_{place}", tensor, None)
-            for place, tensor in enumerate(held)
-            if id(tensor) not in places
-        ]
-
-    def _replicas(self, survey: Survey) -> set[int]:
-        """Identities of the parameters that all ranks are to hold alike, where torch says so."""
-        parameters = [layer.parameter for layer in self._layers]
-        whole = [each for each in parameters if not in_shards(each)]
-        self._comparable = self._world_size > 1 and bool(whole)
-        if not self._comparable:
-            return set()
-        wrapped = survey.wrapped(self._world_size) & {id(parameter) for parameter in whole}
-        waits = self._sentinel is not None and id(self._sentinel) in wrapped
-        self._time_waits(self._sentinel if waits else None)
-        if shares_a_mesh(parameters, self._world_size):
-            return {id(parameter) for parameter in whole}
-        return wrapped
+    def _refresh(self) -> None:
+        """See what the layers are now."""
+        self.layout.refresh()
+        self._sentinel = self.layout.sentinel
+        self._time_waits(self.layout.averaged)
 
     def _time_waits(self, parameter: Tensor | None) -> None:
         """Time how long this rank waits for the others, at the backward passes that reach this."""
@@ -506,18 +400,6 @@ class OptimizerWatch:
             self._wait_clock = None
         if parameter is not None and self._wait_clock is None:
             self._wait_clock = WaitClock(parameter, lambda error: self._failed("time", error))
-
-    def _find(self, held: Sequence[Tensor]) -> bool:
-        """Look for the models that hold the optimizer's parameters. False to look again later."""
-        found, final = self._surveys.owners(held, self._since)
-        self._found = [weakref.ref(model) for model in found]
-        return final
-
-    def _survey(self, held: Sequence[Tensor] = ()) -> Survey:
-        """Of the models that were given, else of those that were found."""
-        models = (known() for known in self._models or self._found)
-        alive = [model for model in models if model is not None]
-        return self._surveys.of(alive, held, self._since)
 
 
 def uncompiled(function: F) -> F:
@@ -543,15 +425,6 @@ def _leave_uncompiled() -> None:
     for each in (watch._before_step, watch._after_step, watch._passed, watch._is_broken):
         skip(each)
     skip(_has_closure)
-
-
-def _signature(held: list[Tensor], known: list[Tensor]) -> tuple[list[int], list[bool]]:
-    """What changes when parameters come, go, freeze or thaw."""
-    return list(map(id, held)), list(map(REQUIRES_GRAD, known))
-
-
-def _key(layer: Layer) -> tuple[str, int]:
-    return layer.name, id(layer.parameter)
 
 
 def _has_closure(
