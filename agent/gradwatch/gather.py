@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,10 @@ from gradwatch.transfer import to_host
 SAMPLE_SIZE = 1024
 # A layer of no more elements is not reduced where it lies: its sample is all of it.
 WHOLE_SIZE = SAMPLE_SIZE
-# Elements that are copied at once, and added up while they are in the cache: 512 kB of float32.
-PIECE = 1 << 17
 NOTHING = Reduced(EMPTY, EMPTY, EMPTY, [])
+
+# It has no public name.
+foreach_copy: Callable[..., None] = torch._foreach_copy_  # pyright: ignore
 
 
 class Gathered(NamedTuple):
@@ -43,13 +44,13 @@ class Gathered(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """All elements of some gradients, one after the other, in float32 or float64.
+    """Memory that holds some gradients, in float32 or float64.
 
-    broken: whether one is not finite; on an accelerator that is not known at once: False.
+    elements: of one gradient after the other. parts: views of each gradient's, in its shape.
     """
 
     elements: Tensor
-    broken: bool
+    parts: Sequence[Tensor]
 
 
 def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gathered:
@@ -88,21 +89,31 @@ def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gath
     )
 
 
-def copied(gradients: Sequence[Tensor], room: Tensor | None) -> Copy:
-    """Copy whole gradients. room: of an earlier copy, to be used again where it fits."""
+def copied(
+    gradients: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], room: Copy | None
+) -> Copy:
+    """Copy whole gradients. room: an earlier copy, whose memory is used again where it fits."""
     one = torch.float64 if any(each.dtype is torch.float64 for each in gradients) else torch.float32
-    device, size = gradients[0].device, sum(map(Tensor.numel, gradients))
-    if room is None or room.dtype != one or room.device != device or room.numel() != size:
-        room = torch.empty(size, dtype=one, device=device)
-    if device.type != "cpu":
-        return Copy(_joined_in(room, gradients), False)
-    total, start = 0.0, 0
-    for group in _groups(gradients):
-        end = start + sum(map(Tensor.numel, group))
-        total += _joined_in(room[start:end], group).sum().item()
-        start = end
+    device = gradients[0].device
+    if (
+        room is None
+        or (room.elements.dtype, room.elements.device) != (one, device)
+        or [tuple(part.shape) for part in room.parts] != shapes
+    ):
+        sizes = list(map(math.prod, shapes))
+        elements = torch.empty(sum(sizes), dtype=one, device=device)
+        flat = elements.split(sizes)
+        room = Copy(elements, [part.view(of) for part, of in zip(flat, shapes, strict=True)])
+    foreach_copy(room.parts, gradients)
+    return room
+
+
+def is_broken(copy: Copy) -> bool:
+    """Whether an element is not finite; on an accelerator that is not known at once: False."""
+    if copy.elements.device.type != "cpu" or math.isfinite(copy.elements.sum().item()):
+        return False
     # The sum of finite numbers can overflow.
-    return Copy(room, not math.isfinite(total) and not bool(torch.isfinite(room).all()))
+    return not bool(torch.isfinite(copy.elements).all())
 
 
 def gather_copy(
@@ -116,23 +127,3 @@ def gather_copy(
 def rows_of(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
     """Norms, and which are finite, on their way to the CPU or there."""
     return {name: to_host(row) for name, row in finiteness(gradients, norms).items()}
-
-
-def _groups(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of no more than PIECE elements together, or one that has more."""
-    group: list[Tensor] = []
-    size = 0
-    for gradient in gradients:
-        if group and size + gradient.numel() > PIECE:
-            yield group
-            group, size = [], 0
-        group.append(gradient)
-        size += gradient.numel()
-    yield group
-
-
-def _joined_in(room: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    parts = [gradient.reshape(-1) for gradient in gradients]
-    if all(part.dtype is room.dtype and part.device == room.device for part in parts):
-        return torch.cat(parts, out=room)
-    return room.copy_(joined(parts))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.clipping import Clipped
-from gradwatch.gather import Gathered, copied, gather, gather_copy, rows_of
+from gradwatch.gather import Copy, Gathered, copied, gather, gather_copy, is_broken, rows_of
 from gradwatch.layers import Layer
 from gradwatch.reading import Details, Reading, Weights
 from gradwatch.reduce import norms_of
@@ -53,7 +53,7 @@ class Meter:
         ]
         self._sampler = Sampler(WEIGHT_RUNS)
         self._weights: tuple[int, Tensor] | None = None  # step, sample
-        self._copies: list[tuple[Reading, Tensor]] = []
+        self._copies: list[tuple[Reading, Copy]] = []
 
     def norms(
         self,
@@ -110,18 +110,20 @@ class Meter:
         if small:
             # New memory costs more than the copy: that of a frame which is done with is used again.
             room = next((room for reading, room in self._copies if reading.resolved), None)
-            copy, broken = copied(gradients, room)
-            gathering = functools.partial(gather_copy, to_host(copy), shapes, dims)
+            copy = copied(gradients, shapes, room)
+            gathering = functools.partial(gather_copy, to_host(copy.elements), shapes, dims)
+            broken = is_broken(copy)
         else:
-            copy, gathered = EMPTY, gather(gradients, dims)
+            copy, gathered = None, gather(gradients, dims)
             gathering, broken = (lambda: gathered), _known_broken(gathered.rows)
         weights = plains(parameters)
-        movement = self._movement(weights, step)
+        weight_norm = to_host(norms_of([weights[layer] for layer in present]))
+        movement = self._movement(weights, step)  # which then are in the cache
         details = Details(
             sizes=np.array(sizes, dtype=np.int64),
             shapes=shapes,
             gather=gathering,
-            weight_norm=to_host(norms_of([weights[layer] for layer in present])),
+            weight_norm=weight_norm,
             weights=movement,
             units=self._units,
         )
@@ -135,7 +137,7 @@ class Meter:
             broken=broken,
             probed=movement if compare else None,
         )
-        self._copies = [*waiting, (reading, copy)] if small else waiting
+        self._copies = waiting if copy is None else [*waiting, (reading, copy)]
         return reading
 
     def _movement(self, weights: Sequence[Tensor], step: int) -> Weights:

@@ -23,6 +23,9 @@ LARGE = 1 << 22
 # Squares lose digits below 1e-38: a layer of a billion elements does so below this norm.
 TINY_NORM = 1e-15
 INF = float("inf")
+# Magnitudes are ordered as the integers of their bits are, NaN above all, and integers compare
+# faster.
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 KIND = operator.attrgetter("device", "dtype")
 
@@ -95,20 +98,21 @@ class _Room:
 
     def __init__(self) -> None:
         self._room = torch.empty(0)
-        self._views: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        self._views: dict[torch.Size, tuple[Tensor, Tensor, Tensor]] = {}
 
     def magnitudes(self, piece: Tensor) -> tuple[Tensor, Tensor]:
-        """Of its elements, in its shape and flat, until the next are asked for."""
+        """Of its elements, flat, and as bits in its shape, until the next are asked for."""
         dtype = _wide(piece.dtype)
         if self._room.dtype != dtype or self._room.numel() < piece.numel():
             self._room = torch.empty(max(piece.numel(), PIECE), dtype=dtype)
             self._views = {}
         if piece.shape not in self._views:
             flat = self._room[: piece.numel()]
-            self._views[piece.shape] = flat.view(piece.shape), flat
-        shaped, flat = self._views[piece.shape]
+            shaped = flat.view(piece.shape)
+            self._views[piece.shape] = shaped, flat, shaped.view(BITS[dtype])
+        shaped, flat, bits = self._views[piece.shape]
         torch.abs(piece if piece.dtype == dtype else piece.to(dtype), out=shaped)
-        return shaped, flat
+        return flat, bits
 
 
 def _rows(gradient: Tensor, unit_dim: int | None) -> Tensor:
@@ -127,10 +131,9 @@ def _pieces(rows: Tensor) -> Iterator[Tensor]:
 
 
 def _reduced_piece(piece: Tensor, room: _Room) -> _Piece:
-    magnitudes, flat = room.magnitudes(piece)
-    return _Piece(
-        torch.dot(flat, flat), flat.sum(), piece.sum(dtype=flat.dtype), magnitudes.amax(1)
-    )
+    flat, bits = room.magnitudes(piece)
+    peaks = bits.amax(1).view(flat.dtype)
+    return _Piece(torch.dot(flat, flat), flat.sum(), piece.sum(dtype=flat.dtype), peaks)
 
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:

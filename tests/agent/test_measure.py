@@ -183,6 +183,20 @@ def test_non_finite_elements_are_counted_exactly(dtype: torch.dtype) -> None:
         assert value(found, "nonfinite", 1) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
+def test_the_largest_magnitude_of_a_layer_that_is_not_finite_is_not_either(
+    dtype: torch.dtype, bad: float
+) -> None:
+    gradient = seeded(60, 50).to(dtype)
+    gradient[31, 7] = bad
+    gradient[31, 9] = 1e4
+    (reduced,) = reduce.reduce_layers([gradient], [0]).peaks
+    assert reduced[31].item() == pytest.approx(abs(bad), nan_ok=True)
+    others = torch.cat([gradient[:31], gradient[32:]]).abs().amax(1).to(reduced.dtype)
+    assert torch.equal(torch.cat([reduced[:31], reduced[32:]]), others)
+
+
 def test_a_non_finite_complex_element_is_counted_once() -> None:
     gradient = torch.ones(4, dtype=torch.complex64)
     gradient[1] = complex(math.nan, math.inf)
