@@ -87,18 +87,22 @@ def ends_of(module: nn.Module) -> Ends | None:
 class Outputs(NamedTuple):
     """What was sampled of the activations of one step, perhaps still on its way from a device.
 
-    layers: those that `places` count. places, sizes, ends: of each sampled call the layer that
-    feeds its activation, its elements in `sample`, and where its activation is flat. endless: the
-    layers whose activation has no flat ends.
+    layers: those that `places` count, or their numbers. places, sizes, ends: of each sampled call
+    the layer that feeds its activation, its elements in `sample`, and where its activation is flat.
+    endless: the layers whose activation has no flat ends.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[object]
     places: Sequence[int]
     sizes: Sequence[int]
     ends: Sequence[Ends]
     sample: Tensor  # float[sum of sizes], on the CPU once copied
     copied: torch.Event | None
     endless: Sequence[int] = ()
+
+    def without_layers(self) -> Outputs:
+        """The same, which keeps no parameter alive."""
+        return self._replace(layers=range(len(self.layers)))
 
     def saturated(self) -> NDArray[np.float32]:
         """Share of the elements at the flat ends, of each layer. NaN where it is not known.

@@ -41,7 +41,8 @@ class PendingFrame:
         self._manifest = manifest
         self._reading = reading
         self._overflow = overflow
-        self._outputs = outputs
+        # The last frame of an optimizer stays when its model is gone.
+        self._outputs = None if outputs is None else outputs.without_layers()
         self._measured: dict[str, Callable[[], float]] = {}
         if not math.isnan(lr):
             self.measured("lr", lambda: lr)

@@ -310,6 +310,22 @@ def test_a_model_that_the_script_lets_go_of_is_not_kept_alive() -> None:
     monitor.finish()
 
 
+def test_models_of_several_trainings_in_one_run_are_not_kept_alive() -> None:
+    def train() -> weakref.ref[Tensor]:
+        # What a detail frame knows of a ReLU or a Tanh is told by the layer that feeds it.
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        gradwatch.watch(model, optimizer, detail_every=1, overhead_budget=0)
+        for _ in range(4):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+        return weakref.ref(model[0].weight)
+
+    weights = [train() for _ in range(3)]
+    gc.collect()
+    assert [weight() for weight in weights] == [None] * 3
+
+
 def test_a_finished_run_keeps_no_tensor_alive() -> None:
     model, optimizer = linear_pair()
     with gradwatch.watch(model, optimizer):
