@@ -50,6 +50,12 @@ class RankCheck:
         """Whether ranks are compared at `step`."""
         return step <= WARM_UP_STEPS or step % self._interval == 0
 
+    def next_step(self, step: int) -> int:
+        """The first after `step` at which ranks are compared."""
+        if step < WARM_UP_STEPS:
+            return step + 1
+        return (step // self._interval + 1) * self._interval
+
     def took(self, cost_s: float) -> None:
         """A comparison cost the training thread this long."""
         self._cost_s = min(cost_s, self._cost_s * COST_GROWTH) if self._cost_s else cost_s

@@ -39,7 +39,7 @@ class Watch(Protocol):
     """A watch, as far as surveys must know of it."""
 
     @property
-    def layout(self) -> Described: ...
+    def inventory(self) -> Described: ...
 
 
 class Survey:
@@ -152,27 +152,27 @@ class Surveys:
             if other is not None and other is not by:
                 other.changed()
 
-    def extras(self, layout: Described, survey: Survey) -> list[Layer]:
-        """The layers that `layout` is to have though no optimizer holds them.
+    def extras(self, inventory: Described, survey: Survey) -> list[Layer]:
+        """The layers that `inventory` is to have though no optimizer holds them.
 
         That is those it described before, and those that no other does.
         """
         claimed, listed = self._claims()
-        mine = {id(layer.parameter) for layer in layout.extras}
+        mine = {id(layer.parameter) for layer in inventory.extras}
         places = survey.unseen | {survey.places[each] for each in mine if each in survey.places}
         survey.unseen.clear()
         found: list[Layer] = []
         for place in sorted(places):
             layer = survey.layers[place]
             key = id(layer.parameter)
-            if key not in claimed and listed.setdefault(key, layout) is layout:
+            if key not in claimed and listed.setdefault(key, inventory) is inventory:
                 found.append(layer)
         return found
 
     def _claims(self) -> tuple[set[int], dict[int, Described]]:
         """Parameters that optimizers hold, and who describes others, by identity."""
         if self._claimed is None or self._listed is None:
-            layouts = [watch.layout for watch in self._watches()]
-            self._claimed = {id(parameter) for each in layouts for parameter in each.held()}
-            self._listed = {id(layer.parameter): each for each in layouts for layer in each.extras}
+            kept = [watch.inventory for watch in self._watches()]
+            self._claimed = {id(parameter) for each in kept for parameter in each.held()}
+            self._listed = {id(layer.parameter): each for each in kept for layer in each.extras}
         return self._claimed, self._listed

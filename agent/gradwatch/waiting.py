@@ -64,8 +64,11 @@ class WaitClock:
         if self._cores is None:
             return 0.0
         before = self._starved_s
-        # On Linux: nanoseconds on a core, nanoseconds in wait of one, and how often.
-        self._starved_s = int(os.pread(self._cores, 100, 0).split()[1]) / 1e9
+        try:
+            # On Linux: nanoseconds on a core, nanoseconds in wait of one, and how often.
+            self._starved_s = int(os.pread(self._cores, 100, 0).split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):  # closed by the script, or another file by now
+            self._cores = None
         return self._starved_s - before
 
     def _reached(self, _: Tensor) -> None:

@@ -17,8 +17,8 @@ from torch.amp.grad_scaler import GradScaler
 from gradwatch.activations import ActivationTaps, Outputs
 from gradwatch.clipping import Clipped
 from gradwatch.flight import FlightRecorder
+from gradwatch.inventory import Inventory
 from gradwatch.layers import PARALLEL_WRAPPERS
-from gradwatch.layout import Layout
 from gradwatch.locate import Locator, gradient_storages
 from gradwatch.measure import plain, read_scalar
 from gradwatch.notice import say, told
@@ -71,13 +71,15 @@ class OptimizerWatch:
         self._elapsed_s = 0.0  # between the last two steps
         self._sentinel: Tensor | None = None
         self._broken = False
+        self._wait_clock: WaitClock | None = None  # where torch averages over ranks
         self._lr: Any = None  # at the last step, as the optimizer has it
         self.pending: PendingFrame | None = None  # of the last step, if it has one
         self.name = name
         self._optimizer = weakref.ref(optimizer, self._gone)
-        self.layout = Layout(job, self._optimizer, name, models)
+        self.inventory = Inventory(job, self._optimizer, name, models)
         self._faults = 0
-        self._scaler: GradScaler | None = None  # within its step, until ours is reached
+        self._scaler: GradScaler | None = None  # within its step,
+        self._scaled_step = 0  # after this one of ours
         settings = job.settings
         copies = any(type(model).__name__ in PARALLEL_WRAPPERS for model in models or ())
         # Under DDP every rank holds the same gradients: the others only show whether they drift.
@@ -86,18 +88,17 @@ class OptimizerWatch:
         norm_every = settings.detail_every if self._replica else settings.norm_every
         self.recorder = FlightRecorder(budget)
         self.locator = Locator(
-            name, job.rank, settings.locate_nan, lambda: self.layout.survey().modules.named
+            name, job.rank, settings.locate_nan, lambda: self.inventory.survey().modules.named
         )
         self._norm_pacer = Pacer(norm_every, budget * NORM_SHARE)
         self._detail_pacer = Pacer(settings.detail_every, budget * DETAIL_SHARE)
         self._taps = ActivationTaps()
         self._rank_check = RankCheck(settings.detail_every, budget * COMPARE_SHARE)
-        self._wait_clock: WaitClock | None = None
-        self._cost_s = 0.0  # of the last step, in the training thread
+        self._cost_s = 0.0  # of the last step in the training thread, if it was looked at
         self._surveys = job.surveys
-        self._observe_uncompiled = uncompiled(self._guarded_observe)
-        self._trace_uncompiled = uncompiled(self._trace_next)
-        self._send_uncompiled = uncompiled(job.send)
+        self._observe_uncompiled = uncompiled_hook(self._guarded_observe)
+        self._trace_uncompiled = uncompiled_hook(self._trace_next)
+        self._send_uncompiled = uncompiled_hook(job.send)
         _leave_uncompiled()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -113,15 +114,14 @@ class OptimizerWatch:
 
     def held(self) -> list[Tensor]:
         """The parameters that the optimizer holds now, in its order."""
-        return self.layout.held()
+        return self.inventory.held()
 
     def remove(self) -> None:
         """Take every hook away, and let go of the model."""
         for hook in self._hooks:
             hook.remove()
         self.locator.close()
-        self._time_waits(None)
-        self.layout.close()
+        self.inventory.close()
         self._forget()
 
     def _gone(self, _: object) -> None:
@@ -131,7 +131,8 @@ class OptimizerWatch:
 
     def _forget(self) -> None:
         """Keep none of the optimizer's tensors alive."""
-        self.layout.forget()
+        self.inventory.forget()
+        self._time_waits(None)
         self._sentinel = None
         self._taps.forget()
 
@@ -165,10 +166,12 @@ class OptimizerWatch:
         try:
             broken = self._is_broken()
             self._lr = optimizer.param_groups[0].get("lr")
+            if broken and not self._broken:
+                return False
+            if self._wait_clock is not None:
+                self._note_times(self._wait_clock, elapsed_s)
         except Exception:
             return False  # where it is looked at, faults are told of
-        if broken and not self._broken:
-            return False
         self._broken = broken
         self.step, self._started_at, self._elapsed_s = step, started, elapsed_s
         if self.pending is not None:
@@ -191,7 +194,7 @@ class OptimizerWatch:
         outputs: Outputs | None = None,
     ) -> PendingFrame:
         frame = PendingFrame(
-            *(self.name, self.step, max(1, self.layout.version), reading),
+            *(self.name, self.step, max(1, self.inventory.version), reading),
             *(_learning_rate(self._lr), overflow, outputs),
         )
         if self._elapsed_s:
@@ -201,16 +204,20 @@ class OptimizerWatch:
 
     def scaler_steps(self, scaler: GradScaler) -> None:
         """A loss scaler is about to step the optimizer, or to skip its step."""
-        self._scaler = scaler
-        self.wake()
+        if not scaler.is_enabled():
+            return  # it calls the optimizer's step, and has no scale
+        self._scaler, self._scaled_step = scaler, self.step
+        if _skips_by_itself(self._optimizer()):
+            self.wake()
 
     def scaler_stepped(self) -> None:
         """It is done. When the optimizer's step was not reached, it was skipped."""
-        if self._scaler is not None:
+        if self._scaler is not None and self.step == self._scaled_step:
             optimizer = self._optimizer()
             if optimizer is not None:
                 self._guarded_observe(optimizer, skipped=True)
             self._trace_next()
+        self._scaler = None
 
     def _guarded_observe(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """No fault of the agent's own reaches the training loop."""
@@ -231,8 +238,8 @@ class OptimizerWatch:
                 self.locator.begin()
                 expected_s = self._clock.after(self._elapsed_s / self._job.sharers)
                 detail = self._detail_pacer.due(self.step + 1, expected_s)
-                if detail and self.layout.layers and not self._replica:
-                    self._taps.open(self.layout.layers, lambda: self.layout.survey().modules)
+                if detail and self.inventory.layers and not self._replica:
+                    self._taps.open(self.inventory.layers, lambda: self.inventory.survey().modules)
                 self._sleep()
             if not self._taps.opened:  # else it is part of what they spent
                 self._clock.advance(0.0, time.perf_counter() - started)
@@ -248,19 +255,20 @@ class OptimizerWatch:
         if self.step < WARM_UP_STEPS:
             return
         now_s = self._clock.now_s
-        pacers = (self._norm_pacer, self._detail_pacer, self.recorder.pacer)
+        more = () if self._replica else (self._detail_pacer, self.recorder.pacer)
+        pacers = (self._norm_pacer, *more)
         self._wake_s = min(
             (pacer.next_s for pacer in pacers if pacer.next_s > now_s), default=math.inf
         )
+        wake_steps = [pacer.next_step for pacer in pacers if pacer.next_s <= now_s]
+        if self.inventory.comparable:
+            wake_steps.append(self._rank_check.next_step(self.step))
         # First to sleep, and then to look whether it may: another thread may wake this one.
-        self._wake_step = min(
-            (pacer.next_step for pacer in pacers if pacer.next_s <= now_s), default=NEVER
-        )
-        ranks_meet = self.layout.comparable or self._wait_clock is not None
+        self._wake_step = min(wake_steps, default=NEVER)
         optimizer = self._optimizer()
         scaled = optimizer is not None and found_overflow(optimizer) is not None
         idle = self.locator.idle and self._surveys.fresh
-        if self._taps.opened or ranks_meet or scaled or not idle:
+        if self._taps.opened or scaled or not idle:
             self.wake()
 
     def _failed(self, what: str, error: Exception) -> None:
@@ -292,20 +300,19 @@ class OptimizerWatch:
         detail_due = self._detail_pacer.due(self.step, clock_s) and not skipped
         detail_due = detail_due and not self._replica
         if self._wait_clock is not None:
-            lost_s = self._cost_s + self._wait_clock.starved_s()
-            self._rank_check.stepped(elapsed_s - lost_s, self._wait_clock.take())
-        compare = self.layout.comparable and self._rank_check.due(self.step) and not skipped
+            self._note_times(self._wait_clock, elapsed_s)
+        compare = self.inventory.comparable and self._rank_check.due(self.step) and not skipped
         norm_due |= compare
         reading: Reading | NoGradient | None = None
         # A NaN is worth its frame at once, however far the budget has stretched the others.
         turned = not (norm_due or detail_due or skipped) and self._turned_non_finite()
         norm_due |= turned
-        if skipped and not self.layout.version:
+        if skipped and not self.inventory.version:
             self._refresh()  # no frame is worth anything without its manifest
         if norm_due or detail_due:
             reading = self._measured(carried_scale(optimizer), clipped, detail_due, compare)
         self._lr = optimizer.param_groups[0].get("lr")
-        known = outputs is not None and outputs.layers is self.layout.layers
+        known = outputs is not None and outputs.layers is self.inventory.layers
         frame = self._opened(reading, overflow, outputs if detail_due and known else None)
         for times_name, time_s in self._rank_check.times_s().items() if compare else ():
             frame.measured(times_name, time_s)
@@ -339,7 +346,7 @@ class OptimizerWatch:
         self, scale: Tensor | None, clipped: Clipped | None, detail: bool, compare: bool
     ) -> Reading | NoGradient:
         self._refresh()
-        parameters, meter = self.layout.parameters, self.layout.meter
+        parameters, meter = self.inventory.parameters, self.inventory.meter
         if detail:
             reading = meter.details(parameters, scale, self.step, compare)
         else:
@@ -348,7 +355,7 @@ class OptimizerWatch:
 
     def _locate(self, trace: Trace | None, broken: bool) -> None:
         """Before the step: read what was traced, and keep the weights that NaN will reach."""
-        weights = self.layout.parameters
+        weights = self.inventory.parameters
         if trace is not None:
             explain = self.locator.explain(trace, self.step, gradient_storages(weights))
             self._job.explain(explain)
@@ -363,9 +370,9 @@ class OptimizerWatch:
         if not self.recorder.pacer.due(self.step, clock_s) or self._replica:
             return
         started = time.perf_counter()
-        layout, scale = self.layout, carried_scale(optimizer)
+        inventory, scale = self.inventory, carried_scale(optimizer)
         with torch.no_grad():
-            self.recorder.sample(self.step, max(1, layout.version), layout.parameters, scale)
+            self.recorder.sample(self.step, max(1, inventory.version), inventory.parameters, scale)
         self.recorder.pacer.took(self.step, clock_s, time.perf_counter() - started)
 
     def _turned_non_finite(self) -> bool:
@@ -388,9 +395,14 @@ class OptimizerWatch:
 
     def _refresh(self) -> None:
         """See what the layers are now."""
-        self.layout.refresh()
-        self._sentinel = self.layout.sentinel
-        self._time_waits(self.layout.averaged)
+        self.inventory.refresh()
+        self._sentinel = self.inventory.sentinel
+        self._time_waits(self.inventory.averaged)
+
+    def _note_times(self, clock: WaitClock, elapsed_s: float) -> None:
+        """What the rank check is made of: of every step, how long it took and what it waited."""
+        lost_s, self._cost_s = self._cost_s + clock.starved_s(), 0.0
+        self._rank_check.stepped(elapsed_s - lost_s, clock.take())
 
     def _time_waits(self, parameter: Tensor | None) -> None:
         """Time how long this rank waits for the others, at the backward passes that reach this."""
@@ -402,29 +414,13 @@ class OptimizerWatch:
             self._wait_clock = WaitClock(parameter, lambda error: self._failed("time", error))
 
 
-def uncompiled(function: F) -> F:
-    """For hooks of an optimizer, and for what a training step calls: where the step is compiled,
-    they would be compiled with it.
-
-    torch.compile leaves its graph around them, as it does for parts of torch's own step, and comes
-    back to it.
-    """
-    return cast("F", torch.compiler.disable(function))
-
-
 @functools.cache
 def _leave_uncompiled() -> None:
-    """What every step calls, where torch.compile compiles the step: left as it is, and not looked
-    at, as `uncompiled` does; but with nothing around it, which would cost more than it does.
-
-    What these call has to be among them, or wrapped.
-    """
-    from torch._dynamo.decorators import skip  # slow to import, and torch's optimizers have
-
+    """What every step calls."""
     watch: Any = OptimizerWatch
-    for each in (watch._before_step, watch._after_step, watch._passed, watch._is_broken):
-        skip(each)
-    skip(_has_closure)
+    looking: list[Any] = [watch._before_step, watch._after_step, watch._passed, watch._is_broken]
+    timing: list[Any] = [watch._note_times, WaitClock.starved_s, WaitClock.take, RankCheck.stepped]
+    leave_uncompiled(*looking, *timing, _has_closure)
 
 
 def _has_closure(
@@ -438,6 +434,11 @@ def _has_closure(
         return False
     given = [*args, kwargs.get("closure")]
     return any(callable(item) for item in given if item is not optimizer)
+
+
+def _skips_by_itself(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether a loss scaler leaves it to the optimizer to skip a step: to a fused one."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _overflow(

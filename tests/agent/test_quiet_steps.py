@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import os
+import re
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +20,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradwatch
-from gradwatch.pacer import MIN_FRAMES_SHARE, WARM_UP_STEPS, Clock
+from gradwatch.health import rank_drift, straggler
+from gradwatch.pacer import MIN_FRAMES_SHARE, WARM_UP_STEPS, Clock, Pacer
+from gradwatch.reading import COMPARED
+from gradwatch.replay import read_spool
+from gradwatch.waiting import WaitClock
 from gradwatch.watching import OptimizerWatch
 from gradwatch.wire.frame import Frame, Origin, Record
+
+from ..zoo.merging import together
 
 Kept = Callable[[], list[Record]]
 # Frames so rare that after the first steps there is none but for a reason.
@@ -152,6 +164,155 @@ def test_a_step_that_a_scaler_skips_is_told_of(kept: Kept) -> None:
             scaler.update()
     skipped = [step for step, frame in frames(kept).items() if "amp_skipped" in frame.events]
     assert skipped == [30]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_steps_under_a_loss_scaler_are_only_counted_as_well(
+    enabled: bool, kept: Kept, looked_at: Counter[str]
+) -> None:
+    model, optimizer = job()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=enabled)
+    with gradwatch.watch(model, optimizer, **RARELY):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 4)).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert looked_at["SGD"] <= WARM_UP_STEPS + 2
+    assert list(frames(kept)) == [*range(1, WARM_UP_STEPS + 1)]
+    assert all(("grad_scale" in frame.scalars) == enabled for frame in frames(kept).values())
+
+
+def test_a_step_that_a_fused_optimizer_skips_is_told_of_though_those_before_had_no_scaler(
+    kept: Kept,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with gradwatch.watch(model, optimizer, **RARELY):
+        for _ in range(STEPS):
+            stepped(model, optimizer)
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(2, 4)).square().mean()).backward()
+        assert model[2].weight.grad is not None
+        model[2].weight.grad.fill_(math.inf)  # far from the input, where every step is looked at
+        scaler.step(optimizer)
+        scaler.update()
+    skipped = [step for step, frame in frames(kept).items() if "amp_skipped" in frame.events]
+    assert skipped == [STEPS + 1]
+
+
+class Times:
+    """Instead of a clock: times are what a test says they are."""
+
+    def __init__(self) -> None:
+        self.now_s = 1.0
+        self.wait_s = 0.0  # of the backward pass at hand, for other ranks
+
+    def perf_counter(self) -> float:
+        self.now_s += 1e-6  # what anything costs
+        return self.now_s
+
+    def between(self, first: object, last: object) -> Callable[[], float]:
+        waited_s = self.wait_s
+        return lambda: waited_s
+
+
+@pytest.fixture
+def of_two(monkeypatch: pytest.MonkeyPatch) -> Times:
+    """This process is one of two ranks, whose gradients torch averages."""
+    times = Times()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def averaged(models: object, parameters: Iterable[torch.Tensor], world_size: int) -> set[int]:
+        return {id(parameter) for parameter in parameters}
+
+    monkeypatch.setattr("gradwatch.survey.wrapped_by_ddp", averaged)
+    monkeypatch.setattr("gradwatch.watching.time", times)
+    monkeypatch.setattr("gradwatch.waiting._between", times.between)
+    monkeypatch.setattr(WaitClock, "starved_s", lambda _: 0.0)
+    # Activations are sampled in real time: after the first steps there are no frames for them.
+    monkeypatch.setattr("gradwatch.watching.DETAIL_SHARE", 1e-9)
+    return times
+
+
+def test_ranks_count_the_steps_between_their_comparisons_and_time_each_of_them(
+    kept: Kept, looked_at: Counter[str], of_two: Times
+) -> None:
+    model, optimizer = job()
+    with gradwatch.watch(model, optimizer, norm_every=1000, detail_every=20):
+        for step in range(1, 91):
+            of_two.now_s += step
+            of_two.wait_s = step / 4
+            stepped(model, optimizer)
+    compared = {step: frame for step, frame in frames(kept).items() if COMPARED in frame.columns}
+    assert list(compared) == [*range(1, WARM_UP_STEPS + 1), 20, 40, 60, 80]
+    for step in (40, 60, 80):
+        median = step - 9.5  # of this step and the 19 before
+        scalars = compared[step].scalars
+        assert scalars["wait_time_s"] == pytest.approx(median / 4)
+        assert scalars["own_time_s"] == pytest.approx(median * 3 / 4, rel=1e-3)
+    assert looked_at["SGD"] <= WARM_UP_STEPS + 8
+
+
+def test_what_a_step_costs_the_agent_is_none_of_the_time_that_its_rank_needs(
+    kept: Kept, looked_at: Counter[str], of_two: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe = OptimizerWatch._measured
+
+    def slowly(*given: object) -> object:
+        of_two.now_s += 1000.0
+        return observe(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OptimizerWatch, "_measured", slowly)
+    monkeypatch.setattr("gradwatch.flight.Pacer", lambda _, share: Pacer(1000, share))
+    model, optimizer = job()
+    with gradwatch.watch(model, optimizer, overhead_budget=0, norm_every=2, detail_every=20):
+        for step in range(1, 41):
+            of_two.now_s += 1.0 if step % 2 else 3.0
+            stepped(model, optimizer)
+    assert looked_at["SGD"] < 30  # of 40: it is every other one
+    assert frames(kept)[40].scalars["own_time_s"] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_a_parameter_whose_optimizer_is_gone_is_timed_no_more(of_two: Times) -> None:
+    model, optimizer = job()
+    with gradwatch.watch(model, optimizer):
+        stepped(model, optimizer)
+        timed = [each for each in model.parameters() if each._post_accumulate_grad_hooks]
+        assert len(timed) == 1
+        del optimizer
+        gc.collect()
+        assert not timed[0]._post_accumulate_grad_hooks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["healthy", "lags", "drifts"])
+def test_two_ranks_that_look_at_few_steps_see_what_goes_wrong_between_them(
+    fault: str, spool: Path
+) -> None:
+    script = Path(__file__).parent / "quiet_ranks.py"
+    done = subprocess.run(
+        [sys.executable, str(script), fault],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    looked_at = [int(count) for count in re.findall(r"looked at (\d+)", done.stdout)]
+    assert len(looked_at) == 2
+    assert max(looked_at) < 40  # of 100
+    ranks = [read_spool(folder) for folder in sorted(spool.iterdir())]
+    for rank in ranks:
+        compared = [frame for frame in rank.frames["SGD"] if COMPARED in frame.columns]
+        assert [frame.step for frame in compared] == [*range(1, 11), 20, 40, 60, 80, 100]
+        timed = {frame.step for frame in compared if "own_time_s" in frame.scalars}
+        assert timed.issuperset(() if fault == "drifts" else {20, 40, 60, 80, 100})
+    window = together(ranks).window("SGD")
+    slow, drift = straggler.detect(window), rank_drift.detect(window)
+    assert (slow is not None, drift is not None) == (fault == "lags", fault == "drifts")
 
 
 def test_the_origin_of_a_nan_is_found_after_quiet_steps(kept: Kept) -> None:

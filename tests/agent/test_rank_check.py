@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def test_what_costs_too_much_is_done_more_rarely_and_ranks_of_unlike_costs_still
     assert cheap[10:13] == [20, 40, 60]
     assert np.diff(dear[-4:]).tolist() == [160] * 3
     assert set(dear) <= set(cheap)
+
+
+def test_the_next_comparison_is_the_first_step_after_that_one_is_due_at():
+    for cost_s in (0.002, 0.015, 0.5):
+        check = RankCheck(20, 0.001)
+        for _ in range(3):
+            check.stepped(0.1, [lambda: 0.0])
+            check.took(cost_s)
+        for step in range(400):
+            rest = range(step + 1, step + 10_000)
+            assert check.next_step(step) == next(each for each in rest if check.due(each))
 
 
 def test_a_rank_tells_the_median_of_its_last_steps_without_its_waits():
@@ -104,6 +116,17 @@ def test_a_job_of_one_rank_measures_nothing_for_others():
     reading = Meter([Layer("it", parameter, None)]).details([parameter])
     assert reading is not None
     assert COMPARED not in reading.resolve().columns
+
+
+def test_a_script_that_closes_every_file_costs_a_clock_only_the_waits_for_a_core():
+    faults: list[Exception] = []
+    clock = WaitClock(nn.Linear(3, 2).weight, faults.append)
+    opened = clock._cores
+    assert opened is not None
+    os.close(opened)
+    assert clock.starved_s() == 0
+    clock.remove()
+    assert faults == []
 
 
 def test_the_end_of_each_backward_pass_is_timed_and_the_model_stays_an_ordinary_one(tmp_path: Path):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gradwatch.job import Job
 
 
-class Layout:
+class Inventory:
     """The layers that the watch of one optimizer speaks of, as of the last `refresh`.
 
     models: those that the script named; None when they are to be found.
