@@ -24,6 +24,7 @@ from gradwatch.pending import PendingFrame
 from gradwatch.scaling import follow
 from gradwatch.settings import Settings, kinds_of
 from gradwatch.survey import Surveys
+from gradwatch.turns import in_turn
 from gradwatch.watching import OptimizerWatch
 from gradwatch.wire.frame import Flight, Frame, Origin, Record, RunEnd, RunInfo
 
@@ -65,6 +66,7 @@ class Job:
         self.outlet = Outlet(run, identity.rank, settings, self._send_stale)
         self._leave_scalers = follow(self._scaler_steps)
 
+    @in_turn
     def watch(self, optimizer: torch.optim.Optimizer, models: Sequence[nn.Module] | None) -> None:
         """Record this optimizer's steps. A second watch of the same optimizer changes nothing."""
         if self.watched(optimizer):

@@ -19,6 +19,7 @@ from gradwatch.identity import identify
 from gradwatch.job import Job, make_run_info
 from gradwatch.notice import say
 from gradwatch.settings import Settings, default_run_name, kinds_of
+from gradwatch.turns import in_turn
 from gradwatch.watching import uncompiled
 
 _current: Job | None = None
@@ -179,6 +180,7 @@ def _each(given: T | Sequence[T], kind: type[T], wanted: str) -> list[T]:
     return list(items)
 
 
+@in_turn
 def current_job(
     settings: Settings, config: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
 ) -> Job | None:

@@ -7,6 +7,8 @@ import gc
 import io
 import math
 import pickle
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradwatch
+from gradwatch import job as job_module
 from gradwatch import monitor as monitor_module
 from gradwatch.measure import Meter
 from gradwatch.settings import SettingError
@@ -297,6 +300,38 @@ def test_optimizers_that_come_and_go_never_share_a_name_in_one_run(kept: Kept) -
     monitor.finish()
     keys = [(frame.optimizer, frame.step) for frame in frames(kept())]
     assert len(keys) == len(set(keys)) == 4
+
+
+def test_threads_that_begin_to_train_at_once_share_one_run_and_no_name(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long enough that each thread is there before another is done.
+    monkeypatch.setattr(monitor_module, "identify", slowly(monitor_module.identify))
+    monkeypatch.setattr(job_module, "OptimizerWatch", slowly(job_module.OptimizerWatch))
+    threads = 3
+    monitors: list[gradwatch.Monitor] = []
+
+    def train() -> None:
+        model, optimizer = linear_pair()
+        monitors.append(gradwatch.watch(model, optimizer))
+        stepped(model, optimizer)
+
+    workers = [threading.Thread(target=train) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    monitors[0].finish()
+    assert len({monitor.run_id for monitor in monitors}) == 1
+    assert {frame.optimizer for frame in frames(kept())} == {"SGD", "SGD-2", "SGD-3"}
+
+
+def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*args: Any, **keywords: Any) -> Any:
+        time.sleep(0.1)
+        return function(*args, **keywords)
+
+    return slow
 
 
 def test_a_model_that_the_script_lets_go_of_is_not_kept_alive() -> None:
