@@ -20,7 +20,7 @@ from gradwatch.job import Job, make_run_info
 from gradwatch.notice import say
 from gradwatch.settings import Settings, default_run_name, kinds_of
 from gradwatch.turns import in_turn
-from gradwatch.watching import uncompiled
+from gradwatch.uncompiled import uncompiled
 
 _current: Job | None = None
 MAX_SCALAR_NAME = 200

@@ -20,7 +20,7 @@ from gradwatch.monitor import current_job, runs_begun
 from gradwatch.notice import say, told
 from gradwatch.scaling import Follower, follow
 from gradwatch.settings import SettingError, Settings
-from gradwatch.watching import uncompiled
+from gradwatch.uncompiled import uncompiled_hook
 
 # What the script leaves lives on until the exit handlers are done, as under python. Let go of
 # before, a process group that is destroyed with it could wait for ever for a thread of its own that
@@ -96,7 +96,7 @@ def start_script(module: bool, script: str, arguments: tuple[str, ...]) -> None:
 
 def watch_every_optimizer(settings: Settings) -> Callable[[], None]:
     """Record whatever optimizer steps, until the function returned is called."""
-    hook = register_optimizer_step_pre_hook(uncompiled(_attach_to(settings)))
+    hook = register_optimizer_step_pre_hook(uncompiled_hook(_attach_to(settings)))
     leave = follow(_attach_to_scaled(settings))
 
     def stop() -> None:

@@ -8,7 +8,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +27,17 @@ from gradwatch.pending import PendingFrame
 from gradwatch.rank_check import RankCheck
 from gradwatch.reading import NoGradient, Reading
 from gradwatch.scaling import carried_scale, found_overflow, scale_of
+from gradwatch.uncompiled import leave_uncompiled, uncompiled_hook
 from gradwatch.waiting import WaitClock
 
 if TYPE_CHECKING:
     from gradwatch.job import Job
     from gradwatch.tracer import Trace
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 # Shares of the budget: norms are what every step wants, details cost several times as much. The
-# flight recorder has the rest.
-NORM_SHARE = 0.55
+# flight recorder has a twentieth, and another is left for what no clock of ours sees: the caches
+# that the job finds emptied.
+NORM_SHARE = 0.5
 DETAIL_SHARE = 0.4
 # Part of the norms' share that comparing ranks may take, in a job of several.
 COMPARE_SHARE = 0.15
@@ -96,9 +96,9 @@ class OptimizerWatch:
         self._rank_check = RankCheck(settings.detail_every, budget * COMPARE_SHARE)
         self._cost_s = 0.0  # of the last step in the training thread, if it was looked at
         self._surveys = job.surveys
-        self._observe_uncompiled = uncompiled(self._guarded_observe)
-        self._trace_uncompiled = uncompiled(self._trace_next)
-        self._send_uncompiled = uncompiled(job.send)
+        self._observe_uncompiled = uncompiled_hook(self._guarded_observe)
+        self._trace_uncompiled = uncompiled_hook(self._trace_next)
+        self._send_uncompiled = uncompiled_hook(job.send)
         _leave_uncompiled()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -414,30 +414,13 @@ class OptimizerWatch:
             self._wait_clock = WaitClock(parameter, lambda error: self._failed("time", error))
 
 
-def uncompiled(function: F) -> F:
-    """For hooks of an optimizer, and for what a training step calls: where the step is compiled,
-    they would be compiled with it.
-
-    torch.compile leaves its graph around them, as it does for parts of torch's own step, and comes
-    back to it.
-    """
-    return cast("F", torch.compiler.disable(function))
-
-
 @functools.cache
 def _leave_uncompiled() -> None:
-    """What every step calls, where torch.compile compiles the step: left as it is, and not looked
-    at, as `uncompiled` does; but with nothing around it, which would cost more than it does.
-
-    What these call has to be among them, or wrapped.
-    """
-    from torch._dynamo.decorators import skip  # slow to import, and torch's optimizers have
-
+    """What every step calls."""
     watch: Any = OptimizerWatch
     looking: list[Any] = [watch._before_step, watch._after_step, watch._passed, watch._is_broken]
     timing: list[Any] = [watch._note_times, WaitClock.starved_s, WaitClock.take, RankCheck.stepped]
-    for each in (*looking, *timing, _has_closure):
-        skip(each)
+    leave_uncompiled(*looking, *timing, _has_closure)
 
 
 def _has_closure(
