@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from gradwatch.notice import say, told
 from gradwatch.settings import Settings
 from gradwatch.spool import Spool, SpoolFullError
-from gradwatch.transport import Outcome, Transport, Verdict
+from gradwatch.transport import THREAD, Outcome, Transport, Verdict
 from gradwatch.wire.codec import encode_record, pack, split
 from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunInfo
 
@@ -60,7 +60,7 @@ class Outlet:
         self._closing = threading.Event()
         self._closing_at = 0.0
         self._failed_at = -1.0  # when the collector last could not be reached
-        self._thread = threading.Thread(target=self._work, name="gradwatch", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self._thread.start()
 
     def submit(self, parcel: Parcel, always: bool = False, hurry: bool = True) -> bool:
@@ -84,17 +84,22 @@ class Outlet:
         self._closing.set()
         self._wake.set()
         self._thread.join(deadline_s)
-        return not self._thread.is_alive() and self._spool is None
+        return self.ended and self._spool is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread is done: what it could not send is on disk by then, or counted."""
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         flush_at = urgent_at = 0.0
         urgent = False
         while True:
             parcel = self._next_parcel(flush_at - time.monotonic())
+            done = parcel is None and self._closing.is_set() and not self._queue
             try:
                 self._on_tick()
                 urgent = (parcel is not None and self._take(parcel)) or urgent
-                done = parcel is None and self._closing.is_set() and not self._queue
                 # Hundreds of optimizers may meet one NaN: what comes with it, goes with it.
                 hurried = urgent and (not self._queue or time.monotonic() >= urgent_at)
                 due = hurried or time.monotonic() >= flush_at
@@ -111,9 +116,11 @@ class Outlet:
                 # The thread must outlive any fault, and its queue must not grow meanwhile.
                 self.drops["agent_error"] += 1
                 say(f"a frame was lost to an internal error: {told(error)}")
+                if done:  # what fails now would fail until the job's patience is over
+                    return
 
     def _next_parcel(self, wait_s: float) -> Parcel | None:
-        if not self._queue:
+        if not self._queue and not self._closing.is_set():
             self._wake.wait(max(wait_s, 0.0))
             self._wake.clear()  # before the queue is looked at, so that nothing waits unseen
         with contextlib.suppress(IndexError):
@@ -136,13 +143,20 @@ class Outlet:
         drops = self._report_drops()
         groups = list(split(self._encoded, BATCH_BYTES))
         self._encoded, self._encoded_bytes = [], 0
-        if self._transport and self._spool and time.monotonic() >= self._try_at:
-            self._drain()
         safe = True
-        for group in groups:
-            body = pack(group)
-            # While older batches wait on disk, newer ones queue up behind them.
-            safe = (not self._spool and self._deliver(body)) or self._keep(body, len(group))
+        try:
+            if self._transport and self._spool and time.monotonic() >= self._try_at:
+                self._drain()
+            while groups:
+                body = pack(groups[0])
+                # While older batches wait on disk, newer ones queue up behind them.
+                safe = not self._spool and self._deliver(body)
+                safe = safe or self._keep(body, len(groups[0]))
+                del groups[0]
+        except Exception as error:
+            safe = False
+            self._lose(sum(map(len, groups)) or 1, "agent_error")
+            say(f"frames were lost to an internal error: {told(error)}")
         if not safe:
             self._reported -= drops  # they stood in the last group: say so again
 

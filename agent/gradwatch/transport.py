@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -10,6 +12,7 @@ from typing import TypeVar
 import msgspec
 import urllib3
 
+from gradwatch.answers import Pools
 from gradwatch.wire.api import Problem
 from gradwatch.wire.codec import CONTENT_TYPE, BatchError, count_records, halve
 from gradwatch.wire.frame import Receipt, RunInfo
@@ -23,6 +26,8 @@ DENIED_RETRY_S = 30.0
 # Whatever it asks for, a collector is tried again this soon.
 MAX_RETRY_AFTER_S = 300.0
 MAX_ANSWER_BYTES = 4 << 20
+# Name of the agent's thread in a job, whose requests are none of what the script logs.
+THREAD = "gradwatch"
 
 T = TypeVar("T")
 
@@ -56,8 +61,10 @@ class Transport:
         self._headers = {"Content-Type": CONTENT_TYPE}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        for logger in ("urllib3.connectionpool", "urllib3.connection"):
+            logging.getLogger(logger).addFilter(_of_the_script)
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-        self._pool = urllib3.PoolManager(timeout=timeout, retries=False, maxsize=1)
+        self._pool = Pools(timeout=timeout, retries=urllib3.Retry(False), maxsize=1)
 
     def introduce(self, run: RunInfo) -> Outcome:
         """Tell the collector of a run; it may know it already."""
@@ -98,6 +105,11 @@ class Transport:
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             return Outcome(Verdict.RETRY, f"no answer from {self.url} ({type(error).__name__})")
         return _outcome(response.status, response.headers.get("Retry-After", ""), answer)
+
+
+def _of_the_script(record: logging.LogRecord) -> bool:
+    """Whether a record of urllib3's comes from another thread than the agent's."""
+    return threading.current_thread().name != THREAD
 
 
 def _records_of(body: bytes, ask: Callable[[bytes], T]) -> T | None:

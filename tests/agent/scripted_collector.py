@@ -27,6 +27,7 @@ class Answer:
     hang: bool = False  # no answer until the collector is closed
     cut: bool = False  # close the connection without an answer
     delay_s: float = 0.0
+    drip_s: float = 0.0  # between two bytes of the body
 
 
 class Collector:
@@ -146,7 +147,13 @@ class Collector:
             request.send_header(name, value)
         request.send_header("Content-Length", str(len(answer.body)))
         request.end_headers()
-        request.wfile.write(answer.body)
+        if not answer.drip_s:
+            request.wfile.write(answer.body)
+            return
+        for place in range(len(answer.body)):
+            request.wfile.write(answer.body[place : place + 1])
+            if self._closed.wait(answer.drip_s):
+                return
 
     def _true_answer(self, request: BaseHTTPRequestHandler, body: bytes) -> Answer:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from gradwatch import outlet as outlet_module
 from gradwatch import transport
 from gradwatch.outlet import QUEUE_LIMIT, Outlet
 from gradwatch.settings import Settings
+from gradwatch.transport import Transport
 from gradwatch.wire.frame import Frame, LayerInfo, Manifest, Record, RunEnd, RunInfo
 
 from .scripted_collector import Answer, Collector, problem
@@ -289,6 +291,58 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(
     assert not outlet.close(5.0)
     assert time.monotonic() - started < 2.0
     assert len(list(spool.glob("*/*.batch"))) >= 2
+
+
+def test_a_collector_that_answers_byte_by_byte_holds_nothing_up(
+    opened: Open, collector: Collector, spool: Path
+) -> None:
+    collector.always = Answer(200, b" " * 2000, drip_s=0.1)
+    outlet = opened(collector.url)
+    put(outlet, MANIFEST, frame(1))
+    collector.wait(lambda seen: bool(seen.requests))
+    put(outlet, frame(2))
+    assert not outlet.close(20.0)
+    assert outlet.ended
+    assert len(list(spool.glob("*/*.batch"))) >= 2
+    assert not outlet.drops
+
+
+def test_the_end_does_not_wait_until_frames_are_due(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet_module, "FLUSH_EVERY_S", 600.0)
+    for _ in range(5):  # what was missed is a wake-up between two instructions
+        outlet = opened()
+        put(outlet, MANIFEST, frame(1))
+        outlet.close(20.0)
+        assert outlet.ended
+
+
+def test_a_fault_at_the_end_is_counted_and_ends_it(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bool:
+        raise RuntimeError("no such thing")
+
+    outlet = opened()
+    monkeypatch.setattr(outlet, "_keep", fails)
+    put(outlet, MANIFEST, frame(1), frame(2))
+    outlet.close(20.0)
+    assert outlet.ended
+    assert outlet.drops["agent_error"] >= 3
+
+
+def test_what_the_agent_asks_of_a_collector_is_not_in_the_scripts_log(
+    opened: Open, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    outlet = opened(collector.url)
+    put(outlet, MANIFEST, frame(1))
+    assert outlet.close(20.0)
+    assert collector.steps == [1]
+    assert not caplog.records
+    Transport(collector.url).introduce(RUN)
+    assert caplog.records, "others who use urllib3 are heard"
 
 
 def test_the_end_comes_at_its_deadline_whatever_the_thread_is_waiting_for(
