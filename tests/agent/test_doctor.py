@@ -18,7 +18,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gradwatch
 from gradwatch.checkup.checks import CHECKS
+from gradwatch.checkup.derivatives import slopes_of_function
 from gradwatch.checkup.doctor import observed
+from gradwatch.checkup.observation import FunctionCall
 from gradwatch.checkup.verdict import Report, Status, Verdict, gravest
 
 WRONG, PASSED, ADVICE, SKIPPED = Status.WRONG, Status.PASSED, Status.ADVICE, Status.SKIPPED
@@ -138,6 +140,38 @@ def weighted(change: Callable[[Tensor], Any], place: int = 0) -> Case:
     with torch.no_grad():
         change(model[place].weight)
     return Case(model, data())
+
+
+class Listed(nn.Module):
+    """Keeps its layers where parameters() does not see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = [nn.Linear(12, 12) for _ in range(2)], nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return self.head(x)
+
+
+class Cosines(nn.Module):
+    """Scaled cosines of embeddings and class centres, as in metric learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.centres = mlp(out=16), nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 60 * F.linear(F.normalize(self.net(x)), F.normalize(self.centres))
+
+
+def words() -> tuple[Tensor, Tensor]:
+    """Rows of a text's words, weighted: nearly all are 0."""
+    rows = torch.rand(32, 12) * (torch.rand(32, 12) > 0.9)
+    rows[0, 0] = 1e-4
+    rows[1:, 0] = 0
+    return F.normalize(rows + torch.eye(32, 12)), data()[1]
 
 
 def headless() -> Case:
@@ -268,6 +302,7 @@ FAULTY: dict[str, tuple[str, Callable[[], Case]]] = {
         "held",
         lambda: Case(mlp(), data(), optimizer=torch.optim.Adam(mlp().parameters())),
     ),
+    "layers in a plain list": ("held", lambda: Case(Listed(), data())),
     "a frozen head": ("frozen", frozen_head),
 }
 
@@ -416,6 +451,7 @@ HEALTHY: dict[str, Callable[[], Case]] = {
         (torch.randn(8, 6, 12), torch.randn(8, 6, 12)),
         F.mse_loss,
     ),
+    "words, nearly all of them 0": lambda: Case(mlp(), words()),
     "no dropout on purpose": lambda: Case(mlp().eval(), data()),
 }  # fmt: skip
 
@@ -504,6 +540,30 @@ def test_relative_errors_of_a_right_model_are_those_of_float64() -> None:
 def test_the_loss_at_chance_is_the_logarithm_of_the_number_of_classes() -> None:
     numbers = Case(Between(lambda x: x * 500), data()).report()["chance"].numbers
     assert numbers["guess"] == pytest.approx(math.log(5))
+
+
+def test_scaled_cosines_may_start_far_above_chance() -> None:
+    assert Case(Cosines(), data()).report()["chance"].status is ADVICE
+
+
+def test_a_slope_that_happens_to_be_right_along_one_direction_passes_for_nothing() -> None:
+    first = torch.randn(2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    class Turned(torch.autograd.Function):
+        """The identity, with a gradient that is wrong across the first direction alone."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0] + torch.stack([first[1], -first[0]]).to(grads[0])
+
+    call = FunctionCall(Turned, (torch.ones(2, requires_grad=True),))
+    slopes = slopes_of_function(call)
+    assert slopes is not None
+    assert slopes.error > 0.01
 
 
 def test_labels_that_are_left_out_are_no_fault() -> None:

@@ -19,6 +19,7 @@ LARGEST_RMS, SMALLEST_RMS = 10.0, 0.01
 LARGEST_OFFSET = 10.0
 # Standard deviation of one column over another's, in a table of features.
 LARGEST_SPREAD = 1000.0
+MOSTLY = 0.5
 FEWEST_VALUES = 16
 FEWEST_LABELS = 8
 INDEXED = frozenset({"cross_entropy", "nll_loss"})
@@ -136,7 +137,11 @@ def _spread(values: Tensor) -> float:
     """Ratio of the columns' standard deviations, in a table of features."""
     if values.dim() != 2 or len(values) < 2:
         return 1.0
-    deviations = values.std(0)
+    # What is nearly always 0, as a word in a text, varies as rarely as it comes.
+    filled = values[:, (values != 0).double().mean(0) > MOSTLY]
+    if not filled.numel():
+        return 1.0
+    deviations = filled.std(0)
     varying = deviations[deviations > 0]
     return float(varying.max() / varying.min()) if len(varying) else 1.0
 

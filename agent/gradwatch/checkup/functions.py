@@ -33,6 +33,10 @@ PASSING = frozenset(
 )  # fmt: skip
 
 
+PRODUCTS = frozenset({"Mm", "Bmm", "Addmm", "Mv", "Linear"})
+MAX_NODES = 32
+
+
 class Domain(NamedTuple):
     """Where a function has no finite slope: where its argument compares so with the bound."""
 
@@ -83,6 +87,35 @@ def activation_of(tensor: Tensor) -> str:
             return kind
         node = node.next_functions[0][0] if node.next_functions else None
     return ""
+
+
+def makes_cosines(tensor: Tensor) -> bool:
+    """Whether the values come from products of vectors that were divided by their lengths."""
+    waiting: list[Any] = [tensor.grad_fn]
+    for _ in range(MAX_NODES):
+        node = waiting.pop(0) if waiting else None
+        if node is None:
+            return False
+        before = [each for each, _ in node.next_functions if each is not None]
+        if _kind_of(node) in PRODUCTS:
+            factors = [_kind_of(_maker(each)) for each in before]
+            return len(factors) > 1 and set(factors) == {"Div"}
+        waiting += before
+    return False
+
+
+def _maker(node: Any) -> Any:
+    """What made the values that nodes such as a transposition pass on, scaled or as they are."""
+    while True:
+        before = [each for each, _ in node.next_functions if each is not None]
+        scaled = _kind_of(node) == "Mul" and len(before) == 1
+        if not (before and (scaled or _kind_of(node) in PASSING)):
+            return node
+        node = before[0]
+
+
+def _kind_of(node: Any) -> str:
+    return str(node.name()).partition("Backward")[0]
 
 
 def argument(args: Any, kwargs: Any, place: int, *names: str) -> Any:

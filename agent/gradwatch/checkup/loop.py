@@ -68,7 +68,8 @@ def softmax(seen: Observation) -> Verdict:
 
 def held(seen: Observation) -> Verdict:
     """Whether optimizers hold the weights that get gradients, and those that the model uses."""
-    if not seen.trainings or seen.own_optimizer:
+    stray = _stray(seen)
+    if not seen.trainings or (seen.own_optimizer and not stray):
         return skipped("needs the job's optimizer")
     for training in seen.trainings:
         mine = [item for item in training.held if item.requires_grad]
@@ -91,7 +92,30 @@ def held(seen: Observation) -> Verdict:
             "add_param_group; freeze them if they are meant to rest.",
             layers=len(left),
         )
+    if stray:
+        return wrong(
+            f"the loss depends on {stray[0]}, and no optimizer holds its weights: the model that "
+            "calls it does not register it",
+            "Keep layers as attributes, in nn.ModuleList or in nn.ModuleDict: parameters() does "
+            "not see those in a plain list or dict.",
+            modules=len(stray),
+        )
     return passed("optimizers hold every weight that gets a gradient")
+
+
+def _stray(seen: Observation) -> list[str]:
+    """Classes of the layers that are called inside of models which do not register them, though
+    their weights get gradients that no optimizer applies."""
+    registered = {id(module) for call in seen.models for module in call.module.modules()}
+    return [
+        type(module).__name__
+        for key, module in seen.called.items()
+        if key not in registered
+        and any(
+            id(weight) in seen.reached and id(weight) not in seen.held
+            for weight in module.parameters(recurse=False)
+        )
+    ]
 
 
 def frozen(seen: Observation) -> Verdict:

@@ -15,6 +15,7 @@ from gradwatch.checkup.functions import (
     Domain,
     activation_of,
     argument,
+    makes_cosines,
     stops_gradient,
     unusable,
 )
@@ -144,6 +145,7 @@ class Notes:
                 given=given.detach(),
                 target=target.detach(),
                 activation=activation_of(given),
+                cosines=makes_cosines(given),
                 invented=id(target) in self.invented,
                 ignored=ignored,
                 value=value,

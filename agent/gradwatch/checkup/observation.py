@@ -24,6 +24,7 @@ class LossCall:
     ignored: int  # the class index that does not count
     value: float  # NaN when it was not reduced to a mean
     error: str = ""
+    cosines: bool = False  # whether `given` was made of cosines, scaled
 
 
 @dataclass(frozen=True)
