@@ -258,6 +258,10 @@ class _Listener:
         self._replaced: list[tuple[Any, Any, Any]] = []
         self._lock = threading.RLock()  # the garbage collector may have us forget in the middle
 
+    def forked(self) -> None:
+        """In a process that was forked from one that watches."""
+        self._lock = threading.RLock()
+
     def join(self, taps: ActivationTaps) -> None:
         with self._lock:
             if not self._open:
@@ -439,6 +443,8 @@ def _parameters_of(node: Any) -> Iterator[Tensor]:
 # Keeps modes such as `torch.device` away; torch has no public name for it.
 _unseen: Callable[[], Any] = torch._C.DisableTorchFunction  # pyright: ignore
 _listener = _Listener()
+# A thread of the parent may have held the lock, and is not there to let go of it.
+os.register_at_fork(after_in_child=_listener.forked)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:

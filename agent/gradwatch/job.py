@@ -312,4 +312,8 @@ def _plain_value(value: Any, depth: int = 0) -> Any:
 
 def _text(value: Any, limit: int = MAX_CONFIG_TEXT) -> str:
     """As UTF-8 can carry it: a path may hold bytes that are no text."""
-    return str(value)[:limit].encode("utf-8", "replace").decode("utf-8")
+    try:
+        text = str(value)
+    except Exception:
+        text = type(value).__name__
+    return text[:limit].encode("utf-8", "replace").decode("utf-8")

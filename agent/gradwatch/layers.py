@@ -6,6 +6,7 @@ import gc
 import itertools
 import time
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from gradwatch.wire.frame import LayerInfo
 
 # What wrappers put into the names of the modules that they wrap.
 WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 PARALLEL_WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel"})
+MAX_NAME = 500
 # As torch writes the placement of a tensor that every rank holds whole.
 REPLICATED = "(Replicate(),)"
 
@@ -67,7 +70,7 @@ class Layer(NamedTuple):
     def describe(self, depth: int, optimized: bool, replicated: bool = False) -> LayerInfo:
         """This layer's line in the manifest. replicated: every rank is to hold the same."""
         return LayerInfo(
-            name=self.name[:500],
+            name=_sendable(self.name),
             shape=tuple(self.parameter.shape),
             dtype=str(self.parameter.dtype).removeprefix("torch."),
             module=type(self.module).__name__ if self.module is not None else "",
@@ -75,10 +78,18 @@ class Layer(NamedTuple):
             depth=depth,
             trainable=self.parameter.requires_grad,
             optimized=optimized,
-            tied_to=self.aliases,
+            tied_to=tuple(map(_sendable, self.aliases)),
             sharding=_sharding(self.parameter, replicated),
             held=_held(self.parameter),
         )
+
+
+def _sendable(name: str) -> str:
+    """A name as UTF-8 and every database take it; what is too long ends in a mark of its own."""
+    clean = name.encode("utf-8", "replace").decode().replace("\0", "?")
+    if len(clean) > MAX_NAME:
+        clean = f"{clean[: MAX_NAME - 9]}~{zlib.crc32(clean.encode()):08x}"
+    return clean
 
 
 def in_shards(parameter: Tensor) -> bool:
@@ -158,12 +169,13 @@ class Roots:
         self.made_at = time.monotonic()
         # A module whose __init__ has not run, or failed, has no children to ask for.
         modules = [module for module in living(nn.Module) if "_modules" in vars(module)]
-        inner = {id(child) for module in modules for child in module.children()}
+        # As torch keeps them: what a class makes of children() and parameters() may fail.
+        inner = {id(child) for module in modules for child in vars(module)["_modules"].values()}
         self._held: list[frozenset[int]] = []
         self._modules: list[weakref.ref[nn.Module]] = []
         self._holders: dict[int, list[int]] = {}
         for module in modules:
-            held = frozenset(map(id, module.parameters())) if id(module) not in inner else ()
+            held = _parameters_of(module) if id(module) not in inner else ()
             if held:
                 for parameter in held:
                     self._holders.setdefault(parameter, []).append(len(self._modules))
@@ -188,6 +200,14 @@ class Roots:
                 chosen.append(module)
                 covered |= held
         return chosen
+
+
+def _parameters_of(module: nn.Module) -> frozenset[int]:
+    """Identities of a module's parameters; none where it cannot say."""
+    try:
+        return frozenset(map(id, module.parameters()))
+    except Exception:  # somebody else's module must not keep the others from being found
+        return frozenset()
 
 
 def owning_models(parameters: Iterable[Tensor]) -> list[nn.Module]:
@@ -274,7 +294,7 @@ class ExecutionOrder:
         self._handles: list[Any] = [
             parameter.register_post_accumulate_grad_hook(self._note)
             for parameter in parameters
-            if parameter.requires_grad and parameter.is_leaf
+            if parameter.requires_grad and parameter.is_leaf and not is_lazy(parameter)
         ]
 
     def _note(self, parameter: Tensor) -> None:

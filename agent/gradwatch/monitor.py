@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from gradwatch.clipping import clip_grad_norm_
 from gradwatch.health.finding import Finding
 from gradwatch.identity import identify
 from gradwatch.job import Job, make_run_info
-from gradwatch.notice import say
+from gradwatch.notice import described, say, told
 from gradwatch.settings import Settings, default_run_name, kinds_of
 from gradwatch.turns import in_turn
 from gradwatch.uncompiled import uncompiled
@@ -27,6 +28,7 @@ MAX_SCALAR_NAME = 200
 T = TypeVar("T")
 
 _begun = 0  # runs that this process has recorded or is recording
+_given_up = False  # for the rest of this process
 
 
 class Monitor:
@@ -106,7 +108,7 @@ class Monitor:
         if error is None:
             self.finish()
         else:
-            self.finish("failed", f"{type(error).__name__}: {error}")
+            self.finish("failed", described(error))
 
 
 def watch(
@@ -161,7 +163,10 @@ def watch(
         if on_finding is not None:
             job.judge.listen(on_finding)
         for item in optimizers:
-            job.watch(item, models)
+            try:
+                job.watch(item, models)
+            except Exception as error:
+                say(f"cannot watch {type(item).__name__}: {told(error)}")
     return Monitor(job)
 
 
@@ -185,26 +190,36 @@ def current_job(
     settings: Settings, config: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
 ) -> Job | None:
     """The run that this process records, begun now if there is none; None when disabled."""
-    global _current, _begun
-    if settings.disabled:
+    global _current, _given_up
+    if settings.disabled or _given_up:
         return None
     if _current is not None and _current.alive:
         return _current
+    try:
+        _current = _begin(settings, config or {}, tags)
+    except Exception as error:  # as where no more threads can be started
+        _given_up = True
+        say(f"nothing is recorded, for no run can be begun here: {told(error)}")
+        return None
+    return _current
+
+
+def _begin(settings: Settings, config: Mapping[str, Any], tags: Sequence[str]) -> Job:
+    global _begun
     identity = identify(settings.run_id, {**os.environ, **_place()}, _begun)
     _begun += 1
     name = settings.name or default_run_name()
-    run = make_run_info(identity, settings, name, config or {}, list(tags))
-    _current = Job(run, identity, settings)
-    atexit.register(_finish_at_exit, _current)
+    job = Job(make_run_info(identity, settings, name, config, list(tags)), identity, settings)
+    atexit.register(_finish_at_exit, job)
     if identity.rank == 0:
         if settings.url:
-            say(f"recording run {name!r} ({run.id[:8]}), to be seen at {settings.url}")
+            say(f"recording run {name!r} ({job.run.id[:8]}), to be seen at {settings.url}")
         else:
             say(
                 f"no collector configured (GRADWATCH_URL): keeping run {name!r} in "
                 f"{settings.spool_dir}; `gradwatch sync` sends it later"
             )
-    return _current
+    return job
 
 
 def runs_begun() -> int:
@@ -229,19 +244,31 @@ def _check_scalar(name: str, value: Any) -> None:
     elif not hasattr(value, "__float__") or getattr(value, "size", 1) != 1:
         kind = type(value).__name__
         raise TypeError(f"log({name}=...) takes a number or a one-element tensor, not {kind}")
+    else:
+        try:
+            float(value)
+        except Exception as error:
+            raise TypeError(f"log({name}=...) takes a number: {told(error)}") from None
 
 
 def _finish(job: Job, status: str, reason: str) -> None:
     was_alive = job.alive
-    sent = job.finish(status, reason)
-    if was_alive and not sent and job.settings.url:
+    try:
+        sent = job.finish(status, reason)
+    except Exception as error:
+        say(f"run {job.run.id[:8]} could not be ended: {told(error)}")
+        return
+    if was_alive and not job.outlet.ended:
+        say(f"the last of run {job.run.id[:8]} is lost: neither collector nor disk took it in time")
+    elif was_alive and not sent and job.settings.url:
         say(f"some of run {job.run.id[:8]} is kept on disk; `gradwatch sync` sends it later")
 
 
 def _finish_at_exit(job: Job) -> None:
     # The interpreter notes the exception that nobody caught before it runs exit handlers.
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if error is None or sys.flags.interactive:
-        _finish(job, "finished", "")
-    else:
-        _finish(job, "failed", f"{type(error).__name__}: {error}")
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None) or sys.exc_info()[1]
+    with contextlib.suppress(KeyboardInterrupt):  # who waits no longer, ends it
+        if error is None or sys.flags.interactive:
+            _finish(job, "finished", "")
+        else:
+            _finish(job, "failed", described(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +22,11 @@ class SettingError(ValueError):
 def default_spool() -> Path:
     """Where runs are kept on local disk: the user's data folder."""
     base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "gradwatch" / "spool"
+    try:
+        data = Path(base) if base else Path.home() / ".local" / "share"
+    except RuntimeError:  # a container's user without a name has no home
+        data = Path(tempfile.gettempdir()) / f"gradwatch-{os.getuid()}"
+    return data / "gradwatch" / "spool"
 
 
 @dataclass(frozen=True)

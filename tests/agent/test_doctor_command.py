@@ -95,6 +95,7 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Observation]:
     def observed(script: Path, *arguments: str) -> Observation:
         monkeypatch.setattr(sys, "argv", sys.argv[:])
         monkeypatch.setattr(sys, "path", sys.path[:])
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
         seen = observe(False, STEPS, str(script), arguments)
         assert seen is not None
         return seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,17 @@ def test_a_module_that_was_never_initialised_does_not_hinder_the_search() -> Non
     model = nn.Linear(1, 1)
     assert owning_models(list(model.parameters())) == [model]
     del unborn
+
+
+def test_a_module_that_cannot_say_what_it_holds_does_not_hinder_the_search() -> None:
+    class Closed(nn.Module):
+        def children(self) -> Iterator[nn.Module]:
+            raise RuntimeError("no children")
+
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+            raise RuntimeError("no parameters")
+
+    closed = Closed()
+    model = nn.Linear(1, 1)
+    assert owning_models(list(model.parameters())) == [model]
+    del closed

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gradwatch.wire.frame import Frame, Manifest, Record, RunEnd
+from gradwatch.wire.frame import Drops, Frame, Manifest, Record, RunEnd
 
 from .scripted_collector import Collector
 
@@ -190,6 +191,78 @@ def test_under_gradwatch_run_a_script_ends_as_under_python(
     assert alone.returncode == watched.returncode == status
     assert watched.stdout == alone.stdout
     assert watched.stderr.splitlines()[-1:] == alone.stderr.splitlines()[-1:]
+
+
+def test_under_gradwatch_run_a_script_is_the_main_module_as_under_python(
+    script: Callable[..., Path],
+) -> None:
+    path = script(
+        """
+        import atexit, inspect, os, pickle, sys
+
+        class Batch: pass
+
+        def late():
+            kind = pickle.loads(pickle.dumps(Batch())).__class__
+            os.write(1, f"{kind} {sys.modules['__main__'].late is late}\\n".encode())
+
+        print(__file__, __name__, __package__, __spec__, __annotations__, sys.argv)
+        print(inspect.getsource(late)[:9])
+        atexit.register(late)
+        """,
+        "in a folder/main.py",
+    )
+    quick = {"GRADWATCH_DISABLED": "1"}
+    folder, name = path.parent.parent, "in a folder/main.py"
+    alone = python(name, environ=quick, cwd=folder)
+    watched = python("-m", "gradwatch", "run", name, environ=quick, cwd=folder)
+    assert str(path) in alone.stdout
+    assert watched.stdout == alone.stdout, watched.stderr
+
+
+@pytest.mark.parametrize("stderr", ["closed", "full"])
+def test_a_standard_error_that_takes_nothing_changes_nothing(
+    stderr: str, script: Callable[..., Path], kept: Kept
+) -> None:
+    path = script(TRAIN, watch=WATCH)
+    where = {"closed": "2>&-", "full": "2>/dev/full"}[stderr]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "GRADWATCH_OVERHEAD_BUDGET": "0"}
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {where}', "sh", sys.executable, str(path), "3"],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 4
+    assert steps(kept()) == [1, 2, 3]
+
+
+def test_optimizers_that_come_and_go_are_watched_as_the_budget_has_it(
+    script: Callable[..., Path], kept: Kept
+) -> None:
+    path = script(
+        """
+        import torch
+        model = torch.nn.Linear(3, 2)
+        for task in range(20):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            for step in range(2):
+                model(torch.ones(1, 3)).sum().backward()
+                optimizer.step()
+        """
+    )
+    result = python("-m", "gradwatch", "run", path, environ={"GRADWATCH_OVERHEAD_BUDGET": "0.01"})
+    assert result.returncode == 0
+    names = {record.optimizer for record in kept() if isinstance(record, Frame)}
+    assert 4 <= len(names) <= 6, "the next may be watched after half a minute or so"
+    counts = Counter[str]()
+    for record in kept():
+        counts.update(record.counts if isinstance(record, Drops) else {})
+    assert counts["short_lived_optimizer"] == 2 * (20 - len(names))
+    assert "optimizers come and go" in result.stderr
 
 
 def test_options_after_the_script_are_the_scripts_own(script: Callable[..., Path]) -> None:

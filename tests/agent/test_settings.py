@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,12 @@ def test_a_run_is_named_after_its_script(
 ) -> None:
     monkeypatch.setattr("sys.argv", argv)
     assert default_run_name() == name
+
+
+def test_a_user_without_a_home_has_a_spool_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert Settings().spool_dir.is_relative_to(tempfile.gettempdir())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import gc
 import io
 import math
+import os
 import pickle
+import signal
 import threading
 import time
 import weakref
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradwatch
+from gradwatch import activations
 from gradwatch import job as job_module
 from gradwatch import monitor as monitor_module
 from gradwatch.measure import Meter
@@ -497,6 +501,7 @@ def test_a_logged_tensor_does_not_keep_its_graph_alive() -> None:
         torch.zeros(2),
         torch.zeros(0),
         torch.zeros((), device="meta"),
+        10**400,
     ],
     ids=repr,
 )
@@ -746,6 +751,89 @@ def test_a_block_that_raises_ends_its_run_as_failed(kept: Kept) -> None:
         _ = 1 / 0
     (end,) = [record for record in kept() if isinstance(record, RunEnd)]
     assert (end.status, end.reason) == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_an_exception_that_cannot_describe_itself_is_still_the_scripts_own(kept: Kept) -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    model, optimizer = linear_pair()
+    with pytest.raises(MuteError), gradwatch.watch(model, optimizer):
+        raise MuteError
+    (end,) = [record for record in kept() if isinstance(record, RunEnd)]
+    assert (end.status, end.reason) == ("failed", "MuteError")
+
+
+def test_where_no_thread_can_be_started_the_job_goes_on_unrecorded(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(monitor_module, "_given_up", False)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    model, optimizer = linear_pair()
+    with gradwatch.watch(model, optimizer) as monitor:
+        monitor.log(loss=stepped(model, optimizer))
+    assert monitor.run_id == ""
+    assert not optimizer._optimizer_step_pre_hooks
+    assert "nothing is recorded" in capfd.readouterr().err
+
+
+def test_a_model_whose_layers_have_no_shape_yet_is_recorded_from_its_first_step(
+    kept: Kept,
+) -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyLinear(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer):
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    (manifest,) = manifests(kept())
+    shapes = {layer.name: layer.shape for layer in manifest.layers}
+    assert shapes["0.weight"] == (3, 4)
+
+
+def test_layers_of_any_name_are_recorded(kept: Kept) -> None:
+    model = nn.Module()
+    names = ["\ud800", "a\0b", "x" * 600 + "1", "x" * 600 + "2", "\n"]
+    for name in names:
+        model._parameters[name] = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as monitor:
+        torch.stack(list(model.parameters())).sum().backward()
+        optimizer.step()
+    assert monitor.dropped == {}
+    (manifest,) = manifests(kept())
+    recorded = [layer.name for layer in manifest.layers]
+    assert len(set(recorded)) == len(names)
+    assert max(map(len, recorded)) <= 500
+
+
+def test_a_configuration_that_cannot_be_printed_is_no_fault(collector: Collector) -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    model, optimizer = linear_pair()
+    gradwatch.watch(model, optimizer, url=collector.url, config={"it": Mute()}).finish()
+    (run,) = collector.runs.values()
+    assert run.config == {"it": "Mute"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_a_lock_that_nobody_holds() -> None:
+    with activations._listener._lock, concurrent.futures.ThreadPoolExecutor(1) as threads:
+
+        def child() -> int:
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                with activations._listener._lock:
+                    os._exit(7)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        assert threads.submit(child).result() == 7
 
 
 @pytest.mark.parametrize(
