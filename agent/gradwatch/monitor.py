@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gradwatch.acting import OnFinding
 from gradwatch.clipping import clip_grad_norm_
 from gradwatch.health.finding import Finding
+from gradwatch.heirs import at_the_end
 from gradwatch.identity import identify
 from gradwatch.job import Job, make_run_info
 from gradwatch.notice import described, say, told
@@ -211,6 +212,7 @@ def _begin(settings: Settings, config: Mapping[str, Any], tags: Sequence[str]) -
     name = settings.name or default_run_name()
     job = Job(make_run_info(identity, settings, name, config, list(tags)), identity, settings)
     atexit.register(_finish_at_exit, job)
+    at_the_end(job, _finish_at_exit)
     if identity.rank == 0:
         if settings.url:
             say(f"recording run {name!r} ({job.run.id[:8]}), to be seen at {settings.url}")

@@ -25,6 +25,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradwatch.cli import Handover
+from gradwatch.heirs import hand_on, heirs
 from gradwatch.layers import living
 from gradwatch.monitor import current_job, runs_begun
 from gradwatch.notice import say, told
@@ -89,6 +90,7 @@ def run(module: bool, script: str, arguments: tuple[str, ...], **options: Any) -
             os.environ[f"GRADWATCH_{name.upper()}"] = str(value)
     if not settings.disabled:
         watch_every_optimizer(settings)
+        hand_on()
         atexit.register(_say_if_nothing_was_recorded)
     raise Handover(lambda: start_script(module, script, arguments))
 
@@ -210,7 +212,7 @@ def _attach_to_scaled(attach: Any) -> Follower:
 
 
 def _say_if_nothing_was_recorded() -> None:
-    if not runs_begun():
+    if not runs_begun() and not heirs():
         say(
             "nothing was recorded: no torch optimizer took a step. A script that changes its "
             "parameters by hand has nothing to hook into"
