@@ -150,6 +150,31 @@ def test_a_script_that_changes_its_weights_by_hand_is_checked_too(
     assert look("learning_rate", seen).status is Status.SKIPPED
 
 
+def test_an_optimizer_that_never_steps_is_named(
+    tmp_path: Path, observed: Callable[..., Observation]
+) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("optimizer.step()", "pass"))
+    verdict = look("held", observed(path))
+    assert verdict.status is Status.WRONG
+    assert "SGD" in verdict.found
+    assert "never steps" in verdict.found
+
+
+@pytest.mark.parametrize("how", ["by hand", "after hundreds of backward passes"])
+def test_an_optimizer_that_is_stepped_otherwise_is_not_accused(
+    how: str, tmp_path: Path, observed: Callable[..., Observation]
+) -> None:
+    path = write(tmp_path, zero="optimizer.zero_grad()" if how == "by hand" else "pass")
+    update = "[item.data.sub_(0.1 * item.grad) for item in model.parameters()]"
+    path.write_text(
+        path.read_text().replace(
+            "optimizer.step()", update if how == "by hand" else "step == 300 and optimizer.step()"
+        )
+    )
+    assert look("held", observed(path)).status is Status.SKIPPED
+
+
 def test_arguments_reach_the_script(observed: Callable[..., Observation]) -> None:
     verdict = look("learning_rate", observed(SCRIPTS / "digits.py", "--lr", "30"))
     assert verdict.status is Status.WRONG

@@ -68,6 +68,11 @@ def softmax(seen: Observation) -> Verdict:
 
 def held(seen: Observation) -> Verdict:
     """Whether optimizers hold the weights that get gradients, and those that the model uses."""
+    if seen.idle:
+        return wrong(
+            f"{seen.idle} holds the weights and never steps: gradients are computed and cleared",
+            "Call optimizer.step() after each backward().",
+        )
     stray = _stray(seen)
     if not seen.trainings or (seen.own_optimizer and not stray):
         return skipped("needs the job's optimizer")

@@ -54,6 +54,7 @@ class Notes:
         self._copying = True  # until an optimizer's second step
         self._objectives: list[Objective] = []
         self._clean: set[int] = set()  # optimizers whose gradients were seen to be cleared
+        self._unused = False  # whether gradients were cleared before any optimizer stepped
 
     def fail(self, problem: str) -> None:
         """Remember the first thing that could not be taken down."""
@@ -186,6 +187,8 @@ class Notes:
         self.seen.values.append(float(loss.detach().double().sum()))
         reached = leaves(loss)
         self.seen.reached.update((id(tensor), tensor) for tensor in reached)
+        if not self.trainings and len(self.seen.values) > 1:
+            self._unused |= not any(carries(tensor) for tensor in reached)
         for identity, training in self.trainings.items():
             if not any(carries(parameter) for parameter in training.held):
                 self._clean.add(identity)
@@ -252,9 +255,14 @@ class Notes:
     def _begin_without_optimizer(self) -> None:
         """For a script that changes its weights by hand: the first backward as a step."""
         weights = [item for item in self.seen.reached.values() if isinstance(item, nn.Parameter)]
+        if self._unused:
+            self.seen.idle = _idle_optimizer(weights)
         standing_in = torch.optim.SGD(weights, lr=0.0)
         self._objectives = self._objectives[:1]
         self._begin_training(standing_in)
+        initial = self.trainings[id(standing_in)].initial
+        if not all(id(item) in initial and item.equal(initial[id(item)]) for item in weights):
+            self.seen.idle = ""  # the script changes them by itself
         if has_gradient(weights):
             self._measure(self.trainings[id(standing_in)])
         self.seen.own_optimizer = True
@@ -269,6 +277,16 @@ class Notes:
 
     def _measure(self, training: Training) -> None:
         training.gradients.append([gradient_of(layer) for layer in training.layers])
+
+
+def _idle_optimizer(weights: Sequence[Tensor]) -> str:
+    """Class of an optimizer that holds any of the weights, which none has stepped."""
+    mine = set(map(id, weights))
+    for optimizer in living(torch.optim.Optimizer):
+        groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", [])
+        if any(id(item) in mine for group in groups for item in group["params"]):
+            return type(optimizer).__name__
+    return ""
 
 
 def _held_by_optimizers() -> set[int]:

@@ -105,5 +105,6 @@ class Observation:
     no_graph: bool = False  # a backward of a loss that depends on no trainable weight
     seeded: bool = False
     own_optimizer: bool = False  # the doctor's, because none was given
+    idle: str = ""  # class of the optimizer that holds the weights and takes no step
     error: str = ""  # that ended the training
     module_in_error: str = ""  # class of the innermost module that raised it
