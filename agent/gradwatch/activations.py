@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradwatch.compiled import was_compiled
+from gradwatch.interrupts import is_scripts_own
 from gradwatch.layers import UNIT_DIMENSION, Layer
 from gradwatch.notice import say, told
 from gradwatch.reduce import in_memory_order
@@ -309,6 +310,8 @@ class _Listener:
             elif isinstance(module, FED) and args:
                 self._taken(args[0])
         except Exception as error:
+            if is_scripts_own(error):
+                raise
             for taps in tuple(self._open):
                 taps.give_up()
             say(f"could not sample {type(module).__name__}: {told(error)}")

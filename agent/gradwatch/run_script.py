@@ -26,6 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradwatch.cli import Handover
 from gradwatch.heirs import hand_on, heirs
+from gradwatch.interrupts import is_scripts_own
 from gradwatch.layers import living
 from gradwatch.monitor import current_job, runs_begun
 from gradwatch.notice import say, told
@@ -196,6 +197,8 @@ def _attach_to(settings: Settings) -> Any:
                 job.outlet.drops["short_lived_optimizer"] += 1
                 say("many optimizers come and go: not every one of them is recorded")
         except Exception as error:
+            if is_scripts_own(error):
+                raise
             say(f"cannot watch {type(optimizer).__name__}: {told(error)}")
 
     return attach

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradwatch.interrupts import is_scripts_own
 from gradwatch.shadows import Shadows, has_storage, mutated, storage_key, tensors_in
 
 # A step of a large transformer has some ten thousand; after this many it begins anew.
@@ -160,12 +161,16 @@ class Tracer(TorchDispatchMode):
             seen = self._see_inputs(read)
             shadow = self._shadows.compute(func, args, kwargs, read)
         except Exception as error:
+            if is_scripts_own(error):
+                raise
             self._give_up(error)
             return func(*args, **kwargs)
         written = func(*args, **kwargs)
         try:
             self._note(func, args, kwargs, read, seen, written, shadow)
         except Exception as error:
+            if is_scripts_own(error):
+                raise
             self._give_up(error)
         return written
 
