@@ -19,7 +19,9 @@ from torch.nn.parameter import is_lazy
 from gradwatch.wire.frame import LayerInfo
 
 # What wrappers put into the names of the modules that they wrap.
-WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+WRAPPER_PARTS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
 PARALLEL_WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel"})
 MAX_NAME = 500
 # As torch writes the placement of a tensor that every rank holds whole.

@@ -60,6 +60,13 @@ def test_torch_compile_leaves_no_trace_in_names() -> None:
     assert names(torch.compile(Net(), backend="eager")) == NAMES
 
 
+def test_lightning_fabric_leaves_no_trace_in_names() -> None:
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu")
+    model = Net()
+    wrapped, _ = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert names(wrapped) == NAMES
+
+
 def test_wrappers_around_wrappers_leave_no_trace_in_names() -> None:
     assert names(torch.compile(nn.DataParallel(torch.compile(Net(), backend="eager")))) == NAMES
 
