@@ -229,7 +229,7 @@ class Tracer(TorchDispatchMode):
 
     def _collect(self) -> tuple[Tensor, Callable[[], object]]:
         """All ranges as one tensor on the CPU, on its way there. float64[tensors, 2]."""
-        ranges = torch.zeros((len(self._order), 2), dtype=torch.float64)
+        ranges = torch.zeros((len(self._order), 2), dtype=torch.float64, device="cpu")
         rows: dict[torch.device, list[int]] = {}
         for row, (device, _) in enumerate(self._order):
             rows.setdefault(device, []).append(row)
@@ -237,7 +237,9 @@ class Tracer(TorchDispatchMode):
         for device, stored in self._ranges.items():
             stacked = torch.stack(stored)
             if device.type != "cpu":
-                host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+                host = torch.empty(
+                    stacked.shape, dtype=stacked.dtype, device="cpu", pin_memory=True
+                )
                 stacked = host.copy_(stacked, non_blocking=True)
             parts.append((rows[device], stacked))
         events = [

@@ -358,3 +358,21 @@ def test_under_ddp_the_rank_is_named_where_it_began(spool: Path, kept: Kept) -> 
     found = {origin.rank: origin for origin in origins(kept())}
     assert found[0].kind == "nothing"
     assert (found[1].kind, found[1].operation, found[1].step) == ("operation", "log", 7)
+
+
+def test_new_tensors_of_the_script_may_lie_on_another_device_by_default(kept: Kept) -> None:
+    model = regression()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.ones(2, 4)
+    torch.set_default_device("meta")  # as scripts do with "cuda"
+    try:
+        with gradwatch.watch(model, optimizer, locate_nan=True) as monitor:
+            for breaks in (False, True):
+                optimizer.zero_grad()
+                log_of_output(model, inputs, breaks).backward()
+                optimizer.step()
+    finally:
+        torch.set_default_device(None)
+    assert monitor.dropped == {}
+    (origin,) = [record for record in kept() if isinstance(record, Origin)]
+    assert origin.operation == "log"
