@@ -35,7 +35,7 @@ def _print(line: str) -> None:
     """On standard error, leaving nothing in its buffer: what a full disk did not take would be
     tried again when the interpreter ends, and change the script's exit status."""
     error: object = sys.stderr
-    if isinstance(error, io.TextIOWrapper):
+    if type(error) is io.TextIOWrapper:  # not one that sends what it is given elsewhere too
         with contextlib.suppress(io.UnsupportedOperation):
             place = error.fileno()
             error.flush()
