@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 _begun = 0  # runs that this process has recorded or is recording
 _given_up = False  # for the rest of this process
+_leaving: SystemExit | None = None  # what the script ends by
 
 
 class Monitor:
@@ -266,11 +267,28 @@ def _finish(job: Job, status: str, reason: str) -> None:
         say(f"some of run {job.run.id[:8]} is kept on disk; `gradwatch sync` sends it later")
 
 
+def leaves_by(leaving: SystemExit) -> None:
+    """The script ends by this, which the interpreter notes nowhere."""
+    global _leaving
+    _leaving = leaving
+
+
 def _finish_at_exit(job: Job) -> None:
-    # The interpreter notes the exception that nobody caught before it runs exit handlers.
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None) or sys.exc_info()[1]
+    reason = _failure()
     with contextlib.suppress(KeyboardInterrupt):  # who waits no longer, ends it
-        if error is None or sys.flags.interactive:
-            _finish(job, "finished", "")
-        else:
-            _finish(job, "failed", described(error))
+        _finish(job, "failed" if reason else "finished", reason)
+
+
+def _failure() -> str:
+    """What the process ends for; "" where it ends well."""
+    # The interpreter notes the exception that nobody caught before it runs exit handlers.
+    noted = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    error: BaseException | None = noted or sys.exc_info()[1] or _leaving
+    if error is None or sys.flags.interactive:
+        return ""
+    if isinstance(error, SystemExit):
+        code: object = error.code
+        if code is None or code == 0:
+            return ""
+        return f"exit status {code}" if isinstance(code, int) else described(error)
+    return described(error)

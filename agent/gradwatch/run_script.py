@@ -28,7 +28,7 @@ from gradwatch.cli import Handover
 from gradwatch.heirs import hand_on, heirs
 from gradwatch.interrupts import is_scripts_own
 from gradwatch.layers import living
-from gradwatch.monitor import current_job, runs_begun
+from gradwatch.monitor import current_job, leaves_by, runs_begun
 from gradwatch.notice import say, told
 from gradwatch.pacer import WARM_UP_STEPS
 from gradwatch.scaling import Follower, follow
@@ -104,14 +104,16 @@ def start_script(module: bool, script: str, arguments: tuple[str, ...]) -> None:
         sys.path.insert(0, folder)
     else:
         sys.path[0] = folder  # there stands the folder of this command
-    if module:
-        _left.update(runpy.run_module(script, run_name="__main__", alter_sys=True))
-        return
     try:
-        if script.endswith(".pyc") or zipfile.is_zipfile(script):
+        if module:
+            _left.update(runpy.run_module(script, run_name="__main__", alter_sys=True))
+        elif script.endswith(".pyc") or zipfile.is_zipfile(script):
             _left.update(runpy.run_path(script, run_name="__main__"))
         else:
             _run_source(os.path.abspath(script))
+    except SystemExit as leaving:
+        leaves_by(leaving)
+        raise
     finally:
         # Python does so once a script is over, before any exit handler.
         for stream in (sys.stdout, sys.stderr):

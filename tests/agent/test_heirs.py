@@ -27,6 +27,7 @@ def train(rank, lr, fail):
         optimizer.step()
     if fail:
         raise ValueError("no more data")
+    sys.exit(0)
 
 
 if __name__ == "__main__":

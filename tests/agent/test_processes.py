@@ -308,6 +308,20 @@ def test_an_exception_that_nobody_caught_marks_the_run_as_failed(
     assert collector.steps == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [("0", "finished", ""), ("7", "failed", "exit status 7")],
+)
+def test_the_status_that_a_script_exits_with_is_that_of_its_run(
+    code: str, status: str, reason: str, script: Callable[..., Path], collector: Collector
+) -> None:
+    path = script(TRAIN + f"\n        raise SystemExit({code})\n", watch="pass")
+    result = python(*("-m", "gradwatch", "run", path, 2), environ={"GRADWATCH_URL": collector.url})
+    assert result.returncode == int(code)
+    (end,) = collector.ends
+    assert (end.status, end.reason) == (status, reason)
+
+
 def test_a_killed_job_loses_at_most_its_last_second(
     script: Callable[..., Path], kept: Kept, spool: Path
 ) -> None:
