@@ -270,7 +270,7 @@ def _finish(job: Job, status: str, reason: str) -> None:
 def leaves_by(leaving: SystemExit) -> None:
     """The script ends by this, which the interpreter notes nowhere."""
     global _leaving
-    _leaving = leaving
+    _leaving = SystemExit(leaving.code)  # without the traceback, which keeps all that it ran alive
 
 
 def _finish_at_exit(job: Job) -> None:

@@ -318,6 +318,7 @@ def test_the_status_that_a_script_exits_with_is_that_of_its_run(
     path = script(TRAIN + f"\n        raise SystemExit({code})\n", watch="pass")
     result = python(*("-m", "gradwatch", "run", path, 2), environ={"GRADWATCH_URL": collector.url})
     assert result.returncode == int(code)
+    assert "Exception ignored" not in result.stderr
     (end,) = collector.ends
     assert (end.status, end.reason) == (status, reason)
 
