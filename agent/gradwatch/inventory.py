@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,7 +102,9 @@ class Inventory:
         first = not self.layers
         final = self._models is not None or self._find(held)
         survey = self.survey(held)
-        layers = self._layers_in(survey, held)
+        # Where optimizers are found as they step, others may come that hold the rest.
+        early = first and self._models is None
+        layers = self._layers_in(survey, held, self._surveys.promised() if early else ())
         if len(layers) > MAX_LAYERS:
             say(f"{self._name} has {len(layers)} layers; the first {MAX_LAYERS} are recorded")
             layers = layers[:MAX_LAYERS]
@@ -118,7 +120,7 @@ class Inventory:
         trained = [layer.parameter for _, layer in by_depth if layer.parameter.requires_grad]
         self.sentinel = min(trained[:2], key=lambda tensor: tensor.numel(), default=None)
         replicas = self._replicas(survey)
-        self._dirty = not final
+        self._dirty = early or not final
         mine = set(map(id, held))
         infos = [
             layer.describe(depth, id(layer.parameter) in mine, id(layer.parameter) in replicas)
@@ -137,10 +139,15 @@ class Inventory:
             )
         )
 
-    def _layers_in(self, survey: Survey, held: list[Tensor]) -> list[Layer]:
-        """Those that the optimizer holds, and those of the models that are for it to describe."""
+    def _layers_in(
+        self, survey: Survey, held: list[Tensor], others: Collection[int]
+    ) -> list[Layer]:
+        """Those that the optimizer holds, and those of the models that are for it to describe.
+
+        others: identities of parameters that are none of these.
+        """
         self._surveys.claim(self, held)
-        self.extras = self._surveys.extras(self, survey)
+        self.extras = self._surveys.extras(self, survey, others)
         places = survey.places
         wanted = {places[id(tensor)] for tensor in held if id(tensor) in places}
         wanted.update(places[id(layer.parameter)] for layer in self.extras)

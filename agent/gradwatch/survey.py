@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from gradwatch.activations import Modules
-from gradwatch.layers import Layer, Roots, clean_paths, named_layers, wrapped_by_ddp
+from gradwatch.layers import Layer, Roots, clean_paths, living, named_layers, wrapped_by_ddp
 from gradwatch.suspects import Suspect, broken_data
 from gradwatch.tracer import backward_pass
 
@@ -93,6 +94,7 @@ class Surveys:
         self._suspect: tuple[int, Suspect | None] | None = None
         self._claimed: set[int] | None = None
         self._listed: dict[int, Described] | None = None
+        self._promised: set[int] | None = None
 
     @property
     def fresh(self) -> bool:
@@ -152,10 +154,13 @@ class Surveys:
             if other is not None and other is not by:
                 other.changed()
 
-    def extras(self, inventory: Described, survey: Survey) -> list[Layer]:
+    def extras(
+        self, inventory: Described, survey: Survey, but: Collection[int] = ()
+    ) -> list[Layer]:
         """The layers that `inventory` is to have though no optimizer holds them.
 
-        That is those it described before, and those that no other does.
+        That is those it described before, and those that no other does. but: identities of
+        parameters that are left out.
         """
         claimed, listed = self._claims()
         mine = {id(layer.parameter) for layer in inventory.extras}
@@ -165,9 +170,19 @@ class Surveys:
         for place in sorted(places):
             layer = survey.layers[place]
             key = id(layer.parameter)
-            if key not in claimed and listed.setdefault(key, inventory) is inventory:
+            if key in claimed or key in but:
+                continue
+            if listed.setdefault(key, inventory) is inventory:
                 found.append(layer)
         return found
+
+    def promised(self) -> set[int]:
+        """Identities of the parameters of all optimizers alive, which may have their turn yet."""
+        if self._promised is None:
+            alive: list[Any] = living(torch.optim.Optimizer)
+            groups = [group for each in alive for group in getattr(each, "param_groups", ())]
+            self._promised = {id(parameter) for group in groups for parameter in group["params"]}
+        return self._promised
 
     def _claims(self) -> tuple[set[int], dict[int, Described]]:
         """Parameters that optimizers hold, and who describes others, by identity."""

@@ -128,15 +128,12 @@ def test_each_layer_is_described_once_by_the_optimizer_in_the_backward_pass(kept
 
     found_as_they_step(train)
     told = manifests(kept())
-    # The first to step could not know that the others would come.
-    first, *others = told.values()
-    assert [len(each.layers) for each in first] == [10, 1]
-    assert [len(each) for each in others] == [1] * 9
+    assert [[len(each.layers) for each in versions] for versions in told.values()] == [[1]] * 10
     assert sorted(name for versions in told.values() for name in names(versions[-1])) == sorted(
         name for name, _ in model.named_parameters()
     )
     sizes = Counter(frame.layers for frame in kept() if isinstance(frame, Frame))
-    assert sizes == {10: 1, 1: 10 * STEPS - 1}
+    assert sizes == {1: 10 * STEPS}
 
 
 def test_layers_that_no_optimizer_holds_are_described_by_one(kept: Kept) -> None:
@@ -268,3 +265,28 @@ def test_looking_for_models_disturbs_no_other_thread() -> None:
         thread.join()
     assert made > 0
     assert errors == []
+
+
+def test_layers_of_an_optimizer_that_has_not_stepped_yet_are_no_part_of_another_ones_norm(
+    kept: Kept,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    first = torch.optim.SGD(model[0].parameters(), lr=0.0)
+    second = torch.optim.Adam([model[1].weight], lr=0.0)
+
+    def train() -> None:
+        for _ in range(STEPS):
+            model.zero_grad()
+            model(torch.ones(2, 4)).sum().backward()
+            first.step()
+            second.step()
+
+    found_as_they_step(train)
+    # No optimizer holds the last bias, and one is to describe it.
+    gradients = [each.grad for each in (*model[0].parameters(), model[1].bias)]
+    norm = float(torch.stack([each.norm() for each in gradients if each is not None]).norm())
+    records = kept()
+    frames = [each for each in records if isinstance(each, Frame) and each.optimizer == "SGD"]
+    assert frames[0].scalars["total_norm"] == pytest.approx(norm, rel=1e-5)
+    described = [name for versions in manifests(records).values() for name in names(versions[-1])]
+    assert sorted(described) == ["0.bias", "0.weight", "1.bias", "1.weight"]
