@@ -67,10 +67,10 @@ def reduce_layers(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) 
         pieces = [_reduced_piece(piece, room) for piece in _pieces(matrix)]
         found += pieces
         owners += [place] * len(pieces)
-    owner = torch.tensor(owners)
+    owner = torch.tensor(owners, device="cpu")
 
     def total(sums: list[Tensor]) -> Tensor:
-        zeros = torch.zeros(len(gradients), dtype=torch.float64)
+        zeros = torch.zeros(len(gradients), dtype=torch.float64, device="cpu")
         return zeros.index_add_(0, owner, torch.stack(sums).double())
 
     peaks: list[list[Tensor]] = [[] for _ in gradients]
@@ -97,14 +97,14 @@ class _Room:
     """Memory for the magnitudes of one piece after the other, so that it stays in the cache."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0)
+        self._room = torch.empty(0, device="cpu")  # whatever the script's default device is
         self._views: dict[torch.Size, tuple[Tensor, Tensor, Tensor]] = {}
 
     def magnitudes(self, piece: Tensor) -> tuple[Tensor, Tensor]:
         """Of its elements, flat, and as bits in its shape, until the next are asked for."""
         dtype = _wide(piece.dtype)
         if self._room.dtype != dtype or self._room.numel() < piece.numel():
-            self._room = torch.empty(max(piece.numel(), PIECE), dtype=dtype)
+            self._room = torch.empty(max(piece.numel(), PIECE), dtype=dtype, device="cpu")
             self._views = {}
         if piece.shape not in self._views:
             flat = self._room[: piece.numel()]
@@ -144,7 +144,8 @@ def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     norms = _multi_norm([piece for split in pieces for piece in split], 2)
     counts = torch.tensor([len(split) for split in pieces], device=norms.device)
     owner = torch.repeat_interleave(counts)
-    return torch.zeros(len(pieces), dtype=norms.dtype).index_add_(0, owner, norms**2).sqrt()
+    sums = torch.zeros(len(pieces), dtype=norms.dtype, device=norms.device)
+    return sums.index_add_(0, owner, norms**2).sqrt()
 
 
 def needs_pieces(gradient: Tensor) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gradwatch.reduce import KIND, in_memory_order
 
 RUN = 8  # elements
-EMPTY = torch.empty(0, dtype=torch.float64)
+EMPTY = torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 class Sampled(NamedTuple):

@@ -142,6 +142,26 @@ def test_layers_of_all_kinds_are_measured_together_each_by_itself() -> None:
             assert value(found, statistic, place) == near(expected, gradient)
 
 
+@pytest.mark.parametrize("size", [10, reduce.LARGE + 1])
+@pytest.mark.parametrize("small_model", [0, measure.SMALL_MODEL])
+def test_new_tensors_of_the_script_may_lie_on_another_device_by_default(
+    size: int, small_model: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SMALL_MODEL", small_model)
+    made = [seeded(size).float(), seeded(60, 50).float()]
+    held = [parameter(each) for each in made]
+    torch.set_default_device("meta")  # as scripts do with "cuda"
+    try:
+        detailed, normed = details(*held), norms(*held)
+    finally:
+        torch.set_default_device(None)
+    for place, gradient in enumerate(made):
+        for statistic, expected in by_hand(gradient).items():
+            if statistic != "zero_fraction":  # of a sample
+                assert value(detailed, statistic, place) == near(expected, gradient), statistic
+        assert value(normed, "norm", place) == near(by_hand(gradient)["norm"], gradient)
+
+
 def test_a_sparse_gradient_is_measured_by_the_rows_it_has() -> None:
     embedding = nn.Embedding(50, 4, sparse=True)
     embedding(torch.tensor([3, 7, 3])).pow(2).sum().backward()
