@@ -78,7 +78,7 @@ class RankCheck:
         they wait for the device.
         """
         steps = list(self._steps)
-        if len(steps) < min(self._every, OWN_STEPS) // 2:
+        if len(steps) < max(1, min(self._every, OWN_STEPS) // 2):
             return {}
         return {
             "own_time_s": lambda: max(0.0, median(each.seconds - each.waited_s for each in steps)),

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradwatch.interrupts import is_scripts_own
+
 # Gives, once both moments are over, the seconds between them.
 Span = Callable[[], float]
 # Queues a function to be called at the end of the backward pass that runs; it has no public name.
@@ -78,8 +80,7 @@ class WaitClock:
             _at_the_end(self._computed)
             self._queued = True
         except Exception as error:
-            self.remove()
-            self._on_error(error)
+            self._give_up(error)
 
     def _computed(self) -> None:
         """All gradients of this rank are there; the others' may not be."""
@@ -88,15 +89,19 @@ class WaitClock:
             self._began = _now(self._device)
             _at_the_end(self._averaged)
         except Exception as error:
-            self.remove()
-            self._on_error(error)
+            self._give_up(error)
 
     def _averaged(self) -> None:
         try:
             self._spans.append(_between(self._began, _now(self._device)))
         except Exception as error:
-            self.remove()
-            self._on_error(error)
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if is_scripts_own(error):
+            raise error
+        self.remove()
+        self._on_error(error)
 
 
 def _now(device: torch.device) -> float | torch.Event:

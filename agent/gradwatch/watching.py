@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import functools
 import math
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from gradwatch.activations import ActivationTaps, Outputs
 from gradwatch.clipping import Clipped
 from gradwatch.flight import FlightRecorder
+from gradwatch.interrupts import is_scripts_own
 from gradwatch.inventory import Inventory
 from gradwatch.layers import PARALLEL_WRAPPERS
 from gradwatch.locate import Locator, gradient_storages
@@ -71,11 +73,13 @@ class OptimizerWatch:
         self._elapsed_s = 0.0  # between the last two steps
         self._sentinel: Tensor | None = None
         self._broken = False
+        self._within = False  # a step of the optimizer,
+        self._inner = 0  # and so many that it calls, as an override does torch's
         self._wait_clock: WaitClock | None = None  # where torch averages over ranks
         self._lr: Any = None  # at the last step, as the optimizer has it
         self.pending: PendingFrame | None = None  # of the last step, if it has one
         self.name = name
-        self._optimizer = weakref.ref(optimizer, self._gone)
+        self._optimizer = weakref.ref(optimizer)
         self.inventory = Inventory(job, self._optimizer, name, models)
         self._faults = 0
         self._scaler: GradScaler | None = None  # within its step,
@@ -100,6 +104,7 @@ class OptimizerWatch:
         self._trace_uncompiled = uncompiled_hook(self._trace_next)
         self._send_uncompiled = uncompiled_hook(job.send)
         _leave_uncompiled()
+        self._optimizer = weakref.ref(optimizer, self._gone)  # not of a watch that is but half made
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -126,8 +131,9 @@ class OptimizerWatch:
 
     def _gone(self, _: object) -> None:
         """The script has let go of the optimizer."""
-        self._forget()
-        self._job.forgotten()
+        if self._job.alive:  # else this may be the interpreter's end, and half of it is gone
+            self._forget()
+            self._job.forgotten()
 
     def _forget(self) -> None:
         """Keep none of the optimizer's tensors alive."""
@@ -137,6 +143,12 @@ class OptimizerWatch:
         self._taps.forget()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._optimizer():
+            return  # a wrapper that shares its optimizer's hooks; that one steps too
+        if self._within and _steps_already(optimizer):
+            self._inner += 1
+            return
+        self._within, self._inner = True, 0  # still within, where a step has raised
         if not _has_closure(optimizer, args, kwargs):
             if self._passed(optimizer):
                 return
@@ -145,6 +157,12 @@ class OptimizerWatch:
             self._job.judge.raise_if_stopped()  # the one error that is meant for the script
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._optimizer():
+            return
+        if self._inner:
+            self._inner -= 1
+            return
+        self._within = False
         if _has_closure(optimizer, args, kwargs):
             self._observe_uncompiled(optimizer)
         wakes_s = self._clock.now_s + self._elapsed_s  # or later
@@ -170,7 +188,9 @@ class OptimizerWatch:
                 return False
             if self._wait_clock is not None:
                 self._note_times(self._wait_clock, elapsed_s)
-        except Exception:
+        except Exception as error:
+            if is_scripts_own(error):
+                raise
             return False  # where it is looked at, faults are told of
         self._broken = broken
         self.step, self._started_at, self._elapsed_s = step, started, elapsed_s
@@ -228,6 +248,8 @@ class OptimizerWatch:
             if self._job.alive and self._faults < MAX_FAULTS:
                 self._observe(optimizer, trace, outputs, scaler, skipped)
         except Exception as error:
+            if is_scripts_own(error):
+                raise
             self._failed("record", error)
 
     def _trace_next(self) -> None:
@@ -244,6 +266,8 @@ class OptimizerWatch:
             if not self._taps.opened:  # else it is part of what they spent
                 self._clock.advance(0.0, time.perf_counter() - started)
         except Exception as error:
+            if is_scripts_own(error):
+                raise
             self._failed("trace", error)
 
     def wake(self) -> None:
@@ -420,7 +444,22 @@ def _leave_uncompiled() -> None:
     watch: Any = OptimizerWatch
     looking: list[Any] = [watch._before_step, watch._after_step, watch._passed, watch._is_broken]
     timing: list[Any] = [watch._note_times, WaitClock.starved_s, WaitClock.take, RankCheck.stepped]
-    leave_uncompiled(*looking, *timing, _has_closure)
+    leave_uncompiled(*looking, *timing, _has_closure, _steps_already)
+
+
+def _steps_already(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of this optimizer called the one whose hook this runs in.
+
+    torch wraps the step of each class, so that hooks are called for an override and again for what
+    it overrides.
+    """
+    wrapper = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    frame = wrapper.f_back
+    while frame is not None:
+        if frame.f_code is wrapper.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _has_closure(
@@ -457,7 +496,11 @@ def _overflow(
 
 
 def _learning_rate(rate: Any) -> float:
-    """A group's learning rate; NaN when it lies on a device and would be waited for."""
+    """A group's learning rate; NaN when it is no number, or lies on a device and would be waited
+    for."""
     if isinstance(rate, Tensor) and rate.device.type != "cpu":
-        return float("nan")
-    return float("nan") if rate is None else float(rate)
+        return math.nan
+    try:
+        return float(rate)
+    except (TypeError, ValueError, RuntimeError):  # a schedule, or several rates
+        return math.nan

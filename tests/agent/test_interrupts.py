@@ -16,6 +16,7 @@ from gradwatch import activations
 from gradwatch.interrupts import is_scripts_own
 from gradwatch.run_script import watch_every_optimizer
 from gradwatch.settings import Settings
+from gradwatch.watching import OptimizerWatch
 
 
 class TimeIsUpError(Exception):
@@ -90,6 +91,25 @@ def test_it_is_raised_out_of_a_sampled_activation(
     monitor = gradwatch.watch(model, optimizer, overhead_budget=0, detail_every=1)
     with pytest.raises(TimeIsUpError), monitor:
         train(model, optimizer)
+
+
+@pytest.mark.parametrize("within", ["_observe", "_sleep", "_is_broken"])
+def test_it_is_raised_out_of_a_step(
+    within: str, handled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled(give_up)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rarely = {"norm_every": 1000, "detail_every": 1000}
+    with gradwatch.watch(model, optimizer, overhead_budget=0, **rarely) as monitor:
+        for _ in range(4):  # past the first steps, that are all looked at
+            train(model, optimizer)
+        monkeypatch.setattr(OptimizerWatch, within, interrupted)
+        if within != "_is_broken":
+            monitor.clip_grad_norm_(model.parameters(), 1.0)  # brings news for the step
+        with pytest.raises(TimeIsUpError):
+            train(model, optimizer)
+        assert monitor.dropped == {}
 
 
 def test_it_is_raised_out_of_the_hook_of_gradwatch_run(

@@ -153,3 +153,7 @@ def test_the_end_of_each_backward_pass_is_timed_and_the_model_stays_an_ordinary_
     model(torch.ones(1, 3)).sum().backward()
     assert clock.take() is None
     assert faults == []
+
+
+def test_no_time_is_told_of_no_step_however_often_ranks_are_compared() -> None:
+    assert RankCheck(every=1, share=0.0).times_s() == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import copy
 import gc
 import io
@@ -338,6 +339,64 @@ def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
+class Decayed(torch.optim.SGD):
+    """Overrides torch's step, whose hooks torch calls for both."""
+
+    refuses = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.refuses:
+            raise RuntimeError("out of memory")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("detail_every", [1, 1000])
+def test_a_step_that_calls_the_one_it_overrides_is_counted_once(
+    closure: bool, detail_every: int, kept: Kept
+) -> None:
+    linear_pair()  # from the first optimizer of torch's own class on, its step is wrapped
+    model = nn.Linear(4, 1)
+    optimizer = Decayed(model.parameters(), lr=0.1)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).sum()
+        loss.backward()
+        return loss
+
+    with gradwatch.watch(model, optimizer, overhead_budget=0, detail_every=detail_every):
+        for step in range(6):
+            optimizer.refuses = step == 2
+            with contextlib.suppress(RuntimeError):
+                if closure:
+                    optimizer.step(loss)
+                else:
+                    loss()
+                    optimizer.step()
+    # The one that raised had begun, so that it counts where gradients are read before it.
+    assert [frame.step for frame in frames(kept())] == list(range(1, 6 if closure else 7))
+
+
+def test_a_wrapper_that_shares_the_hooks_of_its_optimizer_adds_no_steps(kept: Kept) -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            vars(self).update(vars(inner))
+            self.inner = inner
+
+        def step(self, closure: Any = None) -> Any:
+            return self.inner.step(closure)
+
+    model, optimizer = linear_pair()
+    with gradwatch.watch(model, optimizer):
+        wrapper = Wrapper(optimizer)
+        wrapper._patch_step_function()
+        for _ in range(4):
+            model(torch.ones(2, model.in_features)).sum().backward()
+            wrapper.step()
+    assert [frame.step for frame in frames(kept())] == [1, 2, 3, 4]
+
+
 def test_a_model_that_the_script_lets_go_of_is_not_kept_alive() -> None:
     model, optimizer = linear_pair()
     monitor = gradwatch.watch(model, optimizer)
@@ -585,6 +644,40 @@ def test_freezing_unfreezing_and_adding_parameters_makes_new_manifests(kept: Kep
     assert [frame.layers for frame in frames(kept())] == [4, 4, 6]
     assert math.isnan(norm_of(frames(kept())[1], two, "0.weight"))
     assert norm_of(frames(kept())[2], three, "2.weight") > 0
+
+
+def test_a_learning_rate_that_is_no_number_is_not_recorded(kept: Kept) -> None:
+    model, optimizer = linear_pair()
+
+    class Scheduled(torch.optim.Optimizer):
+        """Takes its rate from a function of the step, as optax does."""
+
+        def step(self, closure: Any = None) -> None:
+            optimizer.step()
+
+    scheduled = Scheduled(model.parameters(), {"lr": lambda step: 0.1 / step})
+    with gradwatch.watch(model, scheduled, overhead_budget=0) as monitor:
+        for _ in range(8):
+            model(torch.ones(2, model.in_features)).sum().backward()
+            scheduled.step()
+    assert monitor.dropped == {}
+    assert ["lr" in frame.scalars for frame in frames(kept())] == [False] * 8
+
+
+def test_an_optimizer_that_could_not_be_watched_goes_without_a_word(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("of a model's own")
+
+    monkeypatch.setattr("gradwatch.watching.Inventory", fail)
+    model, optimizer = linear_pair()
+    with gradwatch.watch(model, optimizer):
+        del optimizer
+        gc.collect()
+    told = capfd.readouterr().err
+    assert "cannot watch SGD: RuntimeError: of a model's own" in told
+    assert "ignored" not in told
 
 
 def test_layers_outside_the_optimizer_are_in_the_manifest_and_marked(kept: Kept) -> None:
