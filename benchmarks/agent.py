@@ -456,13 +456,14 @@ def measure(
             base_s.extend(compare(training, way, subject.block))
     progress.advance(f"{subject.name}, {subject.paced_steps} steps with the defaults")
     in_hooks, in_thread = defaults_share(training, defaults, subject.paced_steps)
+    timing_s = timing(training, norms, max(5, subject.rounds))
     progress.advance(f"{subject.name}, clipping")
     clip = clipping(training, norms, subject.rounds)
     for way in agents.values():
         assert way.agent is not None
         way.agent.close()
     pass_s = statistics.median(passes)
-    hooks = {name: statistics.median(way.hooks_s) for name, way in agents.items()}
+    hooks = {name: statistics.median(way.hooks_s) - timing_s for name, way in agents.items()}
     norm_s = hooks["gradwatch, norms every step"]
     step_s = statistics.median(base_s)
     return {
@@ -513,12 +514,7 @@ def compare(training: Training, way: Way, block: int) -> list[float]:
 
 def defaults_share(training: Training, agent: Watched, steps: int) -> tuple[float, float]:
     """Of the time of steps in a row: what the agent's hooks took, and what its thread did."""
-    with agent.on(but_for_its_hooks=True):
-        timing_s: list[float] = []
-        for _ in range(max(5, steps // 20)):
-            agent.hook_s = 0.0
-            training.step()
-            timing_s.append(agent.hook_s)
+    timing_s = timing(training, agent, max(5, steps // 20))
     with agent.on():
         training.step()
         agent.hook_s, thread_s = 0.0, agent.thread_s
@@ -526,8 +522,19 @@ def defaults_share(training: Training, agent: Watched, steps: int) -> tuple[floa
         for _ in range(steps):
             training.step()
         elapsed_s = clock() - started
-        hooks_s = agent.hook_s - steps * statistics.median(timing_s)
+        hooks_s = agent.hook_s - steps * timing_s
         return hooks_s / elapsed_s, (agent.thread_s - thread_s) / elapsed_s
+
+
+def timing(training: Training, agent: Watched, steps: int) -> float:
+    """Seconds of a step that timing the hooks takes by itself."""
+    found_s: list[float] = []
+    with agent.on(but_for_its_hooks=True):
+        for _ in range(steps):
+            agent.hook_s = 0.0
+            training.step()
+            found_s.append(agent.hook_s)
+    return statistics.median(found_s)
 
 
 def clipping(training: Training, agent: Watched, rounds: int) -> float:

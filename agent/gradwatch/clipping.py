@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from gradwatch.reduce import foreach_norm, needs_pieces, norms_of
+from gradwatch.reduce import foreach_norm, needs_pieces, norms_of, tensor_of
 
 # Accumulated and rounded as a frame's norms are; those of half precision are kept in it.
 SHARED = frozenset({torch.float32, torch.float64})
@@ -37,7 +37,7 @@ class Clipped:
         norms = (self._norms.double() * self._coefficient)[places]
         large = [place for place, each in enumerate(gradients) if needs_pieces(each)]
         if large:
-            norms[large] = norms_of([gradients[place] for place in large])
+            norms[large] = tensor_of(norms_of([gradients[place] for place in large]))
         return norms
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradwatch.reduce import Reduced, finiteness, norms_of, reduce_layers
+from gradwatch.reduce import Numbers, Reduced, finiteness, norms_of, reduce_layers, tensor_of
 from gradwatch.sampling import EMPTY, RUN, joined, runs_of
 from gradwatch.transfer import to_host
 
@@ -33,7 +33,7 @@ class Gathered(NamedTuple):
     l1, sum and peaks speak of, see `Reduced`; peaks of one after the other, peak_sizes of each.
     """
 
-    rows: Mapping[str, Tensor]
+    rows: Mapping[str, Numbers]
     sample: Tensor
     sample_sizes: NDArray[np.int64]
     large: Sequence[int]
@@ -68,9 +68,9 @@ def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gath
         norms = torch.empty(len(gradients), dtype=torch.float64, device=gradients[0].device)
         norms[large] = reduced.norm.to(norms.device)
         if rest:
-            norms[rest] = norms_of([gradients[place] for place in rest]).to(norms.device)
+            norms[rest] = tensor_of(norms_of([gradients[place] for place in rest])).to(norms.device)
     else:
-        reduced, norms = NOTHING, norms_of(gradients)
+        reduced, norms = NOTHING, tensor_of(norms_of(gradients))
     parts = [
         each.reshape(-1)
         if each.numel() <= max(WHOLE_SIZE, SAMPLE_SIZE)
@@ -124,6 +124,11 @@ def gather_copy(
     return gather([part.view(shape) for part, shape in zip(flat, shapes, strict=True)], unit_dims)
 
 
-def rows_of(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
+def rows_of(gradients: Sequence[Tensor], norms: Numbers) -> dict[str, Numbers]:
     """Norms, and which are finite, on their way to the CPU or there."""
-    return {name: to_host(row) for name, row in finiteness(gradients, norms).items()}
+    return {name: hosted(row) for name, row in finiteness(gradients, norms).items()}
+
+
+def hosted(numbers: Numbers) -> Numbers:
+    """On their way to the CPU or there."""
+    return to_host(numbers) if isinstance(numbers, Tensor) else numbers

@@ -17,10 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.clipping import Clipped
-from gradwatch.gather import Copy, Gathered, copied, gather, gather_copy, is_broken, rows_of
+from gradwatch.gather import (
+    Copy,
+    Gathered,
+    copied,
+    gather,
+    gather_copy,
+    hosted,
+    is_broken,
+    rows_of,
+)
 from gradwatch.layers import Layer
 from gradwatch.reading import Details, Reading, Weights
-from gradwatch.reduce import norms_of
+from gradwatch.reduce import Numbers, norms_of
 from gradwatch.sampling import EMPTY, Sampler
 from gradwatch.transfer import copied_event, to_host
 from gradwatch.units import UnitCounter
@@ -38,7 +47,7 @@ ORDINARY = frozenset(
     (kind, torch.strided, dtype) for kind in (Tensor, nn.Parameter) for dtype in REAL
 )
 IS_META, REQUIRES_GRAD = operator.attrgetter("is_meta"), operator.attrgetter("requires_grad")
-Rows = Mapping[str, Tensor]
+Rows = Mapping[str, Numbers]
 
 
 class Meter:
@@ -117,7 +126,7 @@ class Meter:
             copy, gathered = None, gather(gradients, dims)
             gathering, broken = (lambda: gathered), _known_broken(gathered.rows)
         weights = plains(parameters)
-        weight_norm = to_host(norms_of([weights[layer] for layer in present]))
+        weight_norm = hosted(norms_of([weights[layer] for layer in present]))
         movement = self._movement(weights, step)  # which then are in the cache
         details = Details(
             sizes=np.array(sizes, dtype=np.int64),
@@ -159,7 +168,7 @@ class Meter:
 
 
 def _known_broken(rows: Rows) -> bool:
-    return "nonfinite" in rows and bool(rows["nonfinite"].numpy().any())
+    return "nonfinite" in rows and bool(np.asarray(rows["nonfinite"]).any())
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradwatch.gather import Gathered
+from gradwatch.reduce import Numbers
 from gradwatch.units import UnitCounter
 from gradwatch.wire.histogram import BUCKETS, bucket_of
 
@@ -69,7 +70,7 @@ class Details:
     shapes: Sequence[tuple[int, ...]]
     sizes: Ints
     gather: Callable[[], Gathered]
-    weight_norm: Tensor
+    weight_norm: Numbers
     weights: Weights
     units: UnitCounter
 
@@ -88,7 +89,7 @@ class Reading:
         self,
         layers: int,
         present: Sequence[int],
-        rows: Mapping[str, Tensor],
+        rows: Mapping[str, Numbers],
         scale: Tensor | None,
         copied: torch.Event | None,
         details: Details | None = None,
@@ -159,8 +160,8 @@ class NoGradient:
         return Statistics(NORM_COLUMNS, values)
 
 
-def _norms(rows: Mapping[str, Tensor], scale: float) -> dict[str, Floats]:
-    arrays = {name: row.numpy() for name, row in rows.items()}
+def _norms(rows: Mapping[str, Numbers], scale: float) -> dict[str, Floats]:
+    arrays = {name: np.asarray(row, dtype=np.float64) for name, row in rows.items()}
     return {"norm": arrays["norm"] / scale, "nonfinite": _nonfinite(arrays)}
 
 
@@ -207,7 +208,7 @@ def _statistics(
         "std": np.sqrt(np.maximum(norm**2 / size - mean**2, 0.0)),
         "zero_fraction": zeros / sizes,
         "dead_fraction": details.units.dead_fractions(silent)[present],
-        "weight_norm": details.weight_norm.numpy(),
+        "weight_norm": np.asarray(details.weight_norm, dtype=np.float64),
         "update_ratio": moved[present],
         "weight_spread": spread[present],
     }

@@ -7,9 +7,10 @@ accelerator it is the launching of kernels: one multi-tensor norm serves all lay
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +29,12 @@ INF = float("inf")
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 KIND = operator.attrgetter("device", "dtype")
+PLACE = operator.attrgetter("is_cpu", "dtype")
+AT_HAND = frozenset({(True, torch.float32)})
+
+# float64[n] on a device, or as many numbers that are known here: to make a tensor of them costs a
+# small model's norm frame a tenth.
+Numbers = Tensor | list[float]
 
 # The multi-tensor norm that torch's own clip_grad_norm_ is built on; it has no public name.
 foreach_norm: Callable[..., list[Tensor]] = torch._foreach_norm  # pyright: ignore
@@ -136,9 +143,11 @@ def _reduced_piece(piece: Tensor, room: _Room) -> _Piece:
     return _Piece(torch.dot(flat, flat), flat.sum(), piece.sum(dtype=flat.dtype), peaks)
 
 
-def norms_of(gradients: Sequence[Tensor]) -> Tensor:
-    """L2 norm of each. float64[len(gradients)]."""
+def norms_of(gradients: Sequence[Tensor]) -> Numbers:
+    """L2 norm of each."""
     if max(map(Tensor.numel, gradients), default=0) <= LARGE:
+        if AT_HAND.issuperset(map(PLACE, gradients)):  # nearly always, and each look counts
+            return [norm.item() for norm in foreach_norm(gradients, 2)]
         return _multi_norm(gradients, 2)
     pieces = [_split(each) if needs_pieces(each) else (each,) for each in gradients]
     norms = _multi_norm([piece for split in pieces for piece in split], 2)
@@ -146,6 +155,13 @@ def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     owner = torch.repeat_interleave(counts)
     sums = torch.zeros(len(pieces), dtype=norms.dtype, device=norms.device)
     return sums.index_add_(0, owner, norms**2).sqrt()
+
+
+def tensor_of(numbers: Numbers) -> Tensor:
+    """The same as a tensor, where they are."""
+    if isinstance(numbers, Tensor):
+        return numbers
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def needs_pieces(gradient: Tensor) -> bool:
@@ -169,32 +185,33 @@ def _split(gradient: Tensor) -> Sequence[Tensor]:
     return ordered.split(max(1, NORM_PIECE * len(ordered) // ordered.numel()))
 
 
-def finiteness(gradients: Sequence[Tensor], norms: Tensor) -> dict[str, Tensor]:
+def finiteness(gradients: Sequence[Tensor], norms: Numbers) -> dict[str, Numbers]:
     """Norms with those set right that float32 squares spoil, and which gradients are not finite.
 
     On a CPU `nonfinite` counts the elements, and is left out where all are finite. On an
     accelerator to look at the norms would be to wait for it: there `peak`, the largest magnitude,
     goes along.
     """
-    if norms.device.type != "cpu":
-        return {"norm": norms, "peak": _multi_norm(gradients, float("inf"))}
-    doubtful = [place for place, norm in enumerate(norms.tolist()) if not TINY_NORM <= norm < INF]
+    if isinstance(norms, Tensor):
+        if norms.device.type != "cpu":
+            return {"norm": norms, "peak": _multi_norm(gradients, float("inf"))}
+        norms = cast("list[float]", norms.tolist())
+    doubtful = [place for place, norm in enumerate(norms) if not TINY_NORM <= norm < INF]
     if not doubtful:
         return {"norm": norms}
-    counts = torch.zeros_like(norms)
+    counts = [0.0] * len(norms)
     for place in doubtful:
         gradient = gradients[place]
         # Squares of finite float32 values overflow from 1.8e19 on, and are 0 below 1e-23.
-        norms[place] = torch.linalg.vector_norm(gradient, 2, dtype=torch.float64)
-        if not torch.isfinite(norms[place]):
-            counts[place] = gradient.numel() - torch.isfinite(gradient).sum()
+        norms[place] = torch.linalg.vector_norm(gradient, 2, dtype=torch.float64).item()
+        if not math.isfinite(norms[place]):
+            counts[place] = float(gradient.numel() - torch.isfinite(gradient).sum())
     return {"norm": norms, "nonfinite": counts}
 
 
 def _multi_norm(tensors: Sequence[Tensor], order: float) -> Tensor:
     """A norm of each, accumulated in float32 at least. float64[len(tensors)]."""
     kinds = list(map(KIND, tensors))
-    # Nearly always there is one, and each look at one of a thousand tensors counts.
     if len(set(kinds)) == 1 and tensors[0].dtype is torch.float32:
         return torch.stack(foreach_norm(tensors, order)).double()
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}

@@ -279,6 +279,9 @@ class OptimizerWatch:
         if self.step < WARM_UP_STEPS:
             return
         now_s = self._clock.now_s
+        if self._norm_pacer.due(self.step + 1, now_s):
+            self.wake()
+            return
         more = () if self._replica else (self._detail_pacer, self.recorder.pacer)
         pacers = (self._norm_pacer, *more)
         self._wake_s = min(
