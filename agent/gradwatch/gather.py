@@ -50,6 +50,7 @@ class Copy(NamedTuple):
     """
 
     elements: Tensor
+    shapes: Sequence[tuple[int, ...]]
     parts: Sequence[Tensor]
 
 
@@ -98,12 +99,13 @@ def copied(
     if (
         room is None
         or (room.elements.dtype, room.elements.device) != (one, device)
-        or [tuple(part.shape) for part in room.parts] != shapes
+        or room.shapes != shapes
     ):
         sizes = list(map(math.prod, shapes))
         elements = torch.empty(sum(sizes), dtype=one, device=device)
         flat = elements.split(sizes)
-        room = Copy(elements, [part.view(of) for part, of in zip(flat, shapes, strict=True)])
+        parts = [part.view(of) for part, of in zip(flat, shapes, strict=True)]
+        room = Copy(elements, shapes, parts)
     foreach_copy(room.parts, gradients)
     return room
 

@@ -41,6 +41,7 @@ SMALL_MODEL = 1 << 21
 MAX_COPIES = 2
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GRADIENT = operator.attrgetter("grad")
+SHAPE = operator.attrgetter("shape")
 # Nearly all tensors are ordinary, and each look at one of a thousand layers counts.
 KIND = operator.attrgetter("__class__", "layout", "dtype")
 ORDINARY = frozenset(
@@ -111,7 +112,7 @@ class Meter:
         if not present:
             return None
         sizes = list(map(Tensor.numel, gradients))
-        shapes = [tuple(gradient.shape) for gradient in gradients]
+        shapes = list(map(SHAPE, gradients))
         dims = [self._dims[layer] for layer in present]
         waiting = [copy for copy in self._copies if not copy[0].resolved]
         small = sum(sizes) <= SMALL_MODEL and len(waiting) < MAX_COPIES
@@ -129,7 +130,7 @@ class Meter:
         weight_norm = hosted(norms_of([weights[layer] for layer in present]))
         movement = self._movement(weights, step)  # which then are in the cache
         details = Details(
-            sizes=np.array(sizes, dtype=np.int64),
+            sizes=sizes,
             shapes=shapes,
             gather=gathering,
             weight_norm=weight_norm,
@@ -164,7 +165,7 @@ class Meter:
         if any(map(IS_META, weights)):
             weights = [EMPTY if tensor.is_meta else tensor for tensor in weights]
         places, sizes, sample = self._sampler.sample(weights)
-        return Weights(places, sizes, to_host(sample.double()), None, 1)
+        return Weights(places, sizes, to_host(sample), None, 1)
 
 
 def _known_broken(rows: Rows) -> bool:

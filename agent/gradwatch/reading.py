@@ -55,7 +55,7 @@ class Weights(NamedTuple):
 
     places: Sequence[int]  # of the layers, in the order of their elements
     sizes: Ints  # elements of each
-    now: Tensor  # float64[sum of sizes]
+    now: Tensor  # float[sum of sizes]
     before: Tensor | None
     steps: int  # optimizer steps between the two
 
@@ -68,7 +68,7 @@ class Details:
     """
 
     shapes: Sequence[tuple[int, ...]]
-    sizes: Ints
+    sizes: Sequence[int]
     gather: Callable[[], Gathered]
     weight_norm: Numbers
     weights: Weights
@@ -188,7 +188,7 @@ def _statistics(
     absmax[large] = [peak.max() for peak in peaks]
     total[large], l1[large] = gathered.sum.numpy(), gathered.l1.numpy()
     total, l1, absmax = total / scale, l1 / scale, absmax / scale
-    size = details.sizes
+    size = np.array(details.sizes)
     mean = total / size
     largest = dict(zip(large, peaks, strict=True))
     silent = {
@@ -242,7 +242,7 @@ def movement(weights: Weights) -> tuple[Floats, Floats]:
     layers = len(weights.sizes)
     layer = np.repeat(weights.places, weights.sizes)
     sizes = np.bincount(layer, minlength=layers)
-    now = weights.now.numpy()
+    now = weights.now.numpy().astype(np.float64)
 
     def summed(values: Floats) -> Floats:
         return np.bincount(layer, values, minlength=layers).astype(np.float64)
@@ -279,7 +279,7 @@ def weight_probe(weights: Weights) -> Floats:
     within = np.arange(len(layer)) - np.repeat(
         np.cumsum(weights.sizes) - weights.sizes, weights.sizes
     )
-    now = weights.now.numpy()
+    now = weights.now.numpy().astype(np.float64)
     with np.errstate(all="ignore"):  # weights may be 0, or no numbers any more
         square = np.bincount(layer, now**2, minlength=layers)
         along = np.bincount(layer, now * SIGNS[within % len(SIGNS)], minlength=layers)
