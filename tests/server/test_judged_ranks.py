@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -85,8 +86,7 @@ def test_a_job_that_is_killed_is_told_though_nothing_says_so(collector, tmp_path
     while not heard(collector):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(process.pid, 9)
-    process.wait()
+    kill(process)
     rules = read_rules("[stalled_run]\nafter_s = 0.5\npauses = 1")
     while not judge_silence(collector.engine, [], rules):
         assert time.monotonic() < deadline
@@ -95,6 +95,18 @@ def test_a_job_that_is_killed_is_told_though_nothing_says_so(collector, tmp_path
     (finding,) = [each for each in run.findings if each.kind == "stalled_run"]
     assert (run.status, finding.state) == ("running", "open")
     assert finding.first_step >= 1
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """A launcher and its ranks, each of which is the leader of a session of its own."""
+    listed = [
+        path.read_text().split() for path in Path(f"/proc/{process.pid}/task").glob("*/children")
+    ]
+    for rank in (int(each) for some in listed for each in some):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, 9)
+    os.killpg(process.pid, 9)
+    process.wait()
 
 
 def heard(collector: Any) -> bool:
