@@ -197,7 +197,10 @@ def _attach_to(settings: Settings) -> Any:
                 refused.discard(optimizer)
             else:
                 job.outlet.drops["short_lived_optimizer"] += 1
-                say("many optimizers come and go: not every one of them is recorded")
+                say(
+                    "many optimizers come and go: not every one is recorded; "
+                    "`--overhead-budget 0` records all"
+                )
         except Exception as error:
             if is_scripts_own(error):
                 raise
