@@ -187,18 +187,25 @@ def _each(given: T | Sequence[T], kind: type[T], wanted: str) -> list[T]:
     return list(items)
 
 
-@in_turn
 def current_job(
     settings: Settings, config: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
 ) -> Job | None:
     """The run that this process records, begun now if there is none; None when disabled."""
+    if settings.disabled:
+        return None
+    known = _current  # nearly always: each step under gradwatch run asks, and waits for nobody
+    return known if known is not None and known.alive else _next_job(settings, config or {}, tags)
+
+
+@in_turn
+def _next_job(settings: Settings, config: Mapping[str, Any], tags: Sequence[str]) -> Job | None:
     global _current, _given_up
-    if settings.disabled or _given_up:
+    if _given_up:
         return None
     if _current is not None and _current.alive:
-        return _current
+        return _current  # another thread was quicker
     try:
-        _current = _begin(settings, config or {}, tags)
+        _current = _begin(settings, config, tags)
     except Exception as error:  # as where no more threads can be started
         _given_up = True
         say(f"nothing is recorded, for no run can be begun here: {told(error)}")
