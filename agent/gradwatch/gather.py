@@ -46,7 +46,8 @@ class Gathered(NamedTuple):
 class Copy(NamedTuple):
     """Memory that holds some gradients, in float32 or float64.
 
-    elements: of one gradient after the other. parts: views of each gradient's, in its shape.
+    elements: of one gradient after the other. parts: views of each gradient's, in its shape, which
+    is one of shapes.
     """
 
     elements: Tensor
@@ -71,7 +72,7 @@ def gather(gradients: Sequence[Tensor], unit_dims: Sequence[int | None]) -> Gath
         if rest:
             norms[rest] = tensor_of(norms_of([gradients[place] for place in rest])).to(norms.device)
     else:
-        reduced, norms = NOTHING, tensor_of(norms_of(gradients))
+        reduced, norms = NOTHING, norms_of(gradients)
     parts = [
         each.reshape(-1)
         if each.numel() <= max(WHOLE_SIZE, SAMPLE_SIZE)
@@ -101,11 +102,8 @@ def copied(
         or (room.elements.dtype, room.elements.device) != (one, device)
         or room.shapes != shapes
     ):
-        sizes = list(map(math.prod, shapes))
-        elements = torch.empty(sum(sizes), dtype=one, device=device)
-        flat = elements.split(sizes)
-        parts = [part.view(of) for part, of in zip(flat, shapes, strict=True)]
-        room = Copy(elements, shapes, parts)
+        elements = torch.empty(sum(map(math.prod, shapes)), dtype=one, device=device)
+        room = Copy(elements, shapes, _parts_of(elements, shapes))
     foreach_copy(room.parts, gradients)
     return room
 
@@ -118,12 +116,15 @@ def is_broken(copy: Copy) -> bool:
     return not bool(torch.isfinite(copy.elements).all())
 
 
-def gather_copy(
-    elements: Tensor, shapes: Sequence[tuple[int, ...]], unit_dims: Sequence[int | None]
-) -> Gathered:
-    """The same as `gather` of a copy of some gradients: see `Copy`. shapes: theirs."""
-    flat = elements.split([math.prod(shape) for shape in shapes])
-    return gather([part.view(shape) for part, shape in zip(flat, shapes, strict=True)], unit_dims)
+def parts_on_host(copy: Copy) -> Sequence[Tensor]:
+    """Its parts on the CPU, or on their way there."""
+    elements = to_host(copy.elements)
+    return copy.parts if elements is copy.elements else _parts_of(elements, copy.shapes)
+
+
+def _parts_of(elements: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    flat = elements.split(list(map(math.prod, shapes)))
+    return [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
 
 
 def rows_of(gradients: Sequence[Tensor], norms: Numbers) -> dict[str, Numbers]:

@@ -99,18 +99,17 @@ class Inventory:
 
     def _describe(self, held: list[Tensor]) -> None:
         """Name the layers, order them, and send the manifest if it is another than the last."""
-        first = not self.layers
         final = self._models is not None or self._find(held)
         survey = self.survey(held)
         # Where optimizers are found as they step, others may come that hold the rest.
-        early = first and self._models is None
+        early = not self.layers and self._models is None
         layers = self._layers_in(survey, held, self._surveys.promised() if early else ())
         if len(layers) > MAX_LAYERS:
             say(f"{self._name} has {len(layers)} layers; the first {MAX_LAYERS} are recorded")
             layers = layers[:MAX_LAYERS]
         order, self._order = self._order, None
         depths = (order or ExecutionOrder(())).read(layers)
-        if first and self._models is None and len(layers) > 1:
+        if early and len(layers) > 1:
             # Found at its first step: the next backward pass shows the order of execution.
             self._order = ExecutionOrder(layer.parameter for layer in layers)
         if [_key(layer) for layer in layers] != [_key(layer) for layer in self.layers]:

@@ -76,7 +76,7 @@ class Job:
         self._watches[id(optimizer)] = watch
         self._by_name[name] = watch
         self._share_among(self._living + 1)
-        self.surveys.claim(watch, watch.held())
+        self.surveys.claim(watch.inventory, watch.inventory.held())
 
     def forgotten(self) -> None:
         """The script has let go of an optimizer."""

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from gradwatch.wire.frame import LayerInfo
+from gradwatch.wire.frame import MAX_LAYER_NAME, LayerInfo
 
 # What wrappers put into the names of the modules that they wrap.
 WRAPPER_PARTS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
 PARALLEL_WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel"})
-MAX_NAME = 500
 # As torch writes the placement of a tensor that every rank holds whole.
 REPLICATED = "(Replicate(),)"
 
@@ -89,8 +88,8 @@ class Layer(NamedTuple):
 def _sendable(name: str) -> str:
     """A name as UTF-8 and every database take it; what is too long ends in a mark of its own."""
     clean = name.encode("utf-8", "replace").decode().replace("\0", "?")
-    if len(clean) > MAX_NAME:
-        clean = f"{clean[: MAX_NAME - 9]}~{zlib.crc32(clean.encode()):08x}"
+    if len(clean) > MAX_LAYER_NAME:
+        clean = f"{clean[: MAX_LAYER_NAME - 9]}~{zlib.crc32(clean.encode()):08x}"
     return clean
 
 
@@ -244,6 +243,13 @@ def _subclasses(kind: type) -> list[type]:
             found[id(each)] = each
             waiting += type.__subclasses__(each)
     return list(found.values())
+
+
+def held_by_optimizers() -> set[int]:
+    """Identities of the parameters of all optimizers alive: some may have their turn only later."""
+    alive: list[Any] = living(torch.optim.Optimizer)
+    groups = [group for each in alive for group in getattr(each, "param_groups", ())]
+    return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 def wrapped_by_ddp(

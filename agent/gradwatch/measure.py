@@ -22,9 +22,9 @@ from gradwatch.gather import (
     Gathered,
     copied,
     gather,
-    gather_copy,
     hosted,
     is_broken,
+    parts_on_host,
     rows_of,
 )
 from gradwatch.layers import Layer
@@ -121,7 +121,7 @@ class Meter:
             # New memory costs more than the copy: that of a frame which is done with is used again.
             room = next((room for reading, room in self._copies if reading.resolved), None)
             copy = copied(gradients, shapes, room)
-            gathering = functools.partial(gather_copy, to_host(copy.elements), shapes, dims)
+            gathering = functools.partial(gather, parts_on_host(copy), dims)
             broken = is_broken(copy)
         else:
             copy, gathered = None, gather(gradients, dims)

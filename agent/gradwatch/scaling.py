@@ -70,3 +70,8 @@ def found_overflow(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """More than 0 when a fused optimizer is about to skip its step."""
     found = getattr(optimizer, "found_inf", None)
     return found if isinstance(found, Tensor) else None
+
+
+def skips_by_itself(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether a loss scaler leaves it to the optimizer to skip a step: to a fused one."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

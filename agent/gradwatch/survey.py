@@ -13,13 +13,19 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from gradwatch.activations import Modules
-from gradwatch.layers import Layer, Roots, clean_paths, living, named_layers, wrapped_by_ddp
+from gradwatch.layers import (
+    Layer,
+    Roots,
+    clean_paths,
+    held_by_optimizers,
+    named_layers,
+    wrapped_by_ddp,
+)
 from gradwatch.suspects import Suspect, broken_data
 from gradwatch.tracer import backward_pass
 
@@ -145,7 +151,7 @@ class Surveys:
             self._suspect = running, broken_data(inspect.currentframe(), own)
         return self._suspect[1]
 
-    def claim(self, by: object, held: Iterable[Tensor]) -> None:
+    def claim(self, by: Described, held: Iterable[Tensor]) -> None:
         """These are held by an optimizer: none but `by` describes them as held by none."""
         claimed, listed = self._claims()
         for parameter in held:
@@ -177,11 +183,9 @@ class Surveys:
         return found
 
     def promised(self) -> set[int]:
-        """Identities of the parameters of all optimizers alive, which may have their turn yet."""
+        """What `held_by_optimizers` finds."""
         if self._promised is None:
-            alive: list[Any] = living(torch.optim.Optimizer)
-            groups = [group for each in alive for group in getattr(each, "param_groups", ())]
-            self._promised = {id(parameter) for group in groups for parameter in group["params"]}
+            self._promised = held_by_optimizers()
         return self._promised
 
     def _claims(self) -> tuple[set[int], dict[int, Described]]:

@@ -28,7 +28,7 @@ from gradwatch.pacer import UNSEEN_SHARE, WARM_UP_STEPS, Clock, Pacer
 from gradwatch.pending import PendingFrame
 from gradwatch.rank_check import RankCheck
 from gradwatch.reading import NoGradient, Reading
-from gradwatch.scaling import carried_scale, found_overflow, scale_of
+from gradwatch.scaling import carried_scale, found_overflow, scale_of, skips_by_itself
 from gradwatch.uncompiled import leave_uncompiled, uncompiled_hook
 from gradwatch.waiting import WaitClock
 
@@ -116,10 +116,6 @@ class OptimizerWatch:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """None once the training script has let go of it."""
         return self._optimizer()
-
-    def held(self) -> list[Tensor]:
-        """The parameters that the optimizer holds now, in its order."""
-        return self.inventory.held()
 
     def remove(self) -> None:
         """Take every hook away, and let go of the model."""
@@ -227,7 +223,7 @@ class OptimizerWatch:
         if not scaler.is_enabled():
             return  # it calls the optimizer's step, and has no scale
         self._scaler, self._scaled_step = scaler, self.step
-        if _skips_by_itself(self._optimizer()):
+        if skips_by_itself(self._optimizer()):
             self.wake()
 
     def scaler_stepped(self) -> None:
@@ -476,11 +472,6 @@ def _has_closure(
         return False
     given = [*args, kwargs.get("closure")]
     return any(callable(item) for item in given if item is not optimizer)
-
-
-def _skips_by_itself(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether a loss scaler leaves it to the optimizer to skip a step: to a fused one."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _overflow(

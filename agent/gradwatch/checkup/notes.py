@@ -31,7 +31,7 @@ from gradwatch.checkup.observation import (
 )
 from gradwatch.checkup.randomness import seeded
 from gradwatch.checkup.trees import tensors_in
-from gradwatch.layers import Layer, living, named_layers, owning_models
+from gradwatch.layers import Layer, held_by_optimizers, living, named_layers, owning_models
 
 # Calls of one step that are kept: a loop written out in tensors has more, and is not repeated.
 MAX_CALLS = 20_000
@@ -67,7 +67,7 @@ class Notes:
                 self._begin_without_optimizer()
         finally:
             self.seen.trainings = list(self.trainings.values())
-            self.seen.held = _held_by_optimizers()
+            self.seen.held = held_by_optimizers()
             self._calls.clear()
             self.invented.clear()
 
@@ -287,17 +287,6 @@ def _idle_optimizer(weights: Sequence[Tensor]) -> str:
         if any(id(item) in mine for group in groups for item in group["params"]):
             return type(optimizer).__name__
     return ""
-
-
-def _held_by_optimizers() -> set[int]:
-    """Identities of the parameters of every optimizer alive: one may have its turn only later."""
-    optimizers: list[Any] = living(torch.optim.Optimizer)
-    return {
-        id(item)
-        for optimizer in optimizers
-        for group in getattr(optimizer, "param_groups", ())
-        for item in group["params"]
-    }
 
 
 def _reaching(held: Sequence[Tensor], objectives: Sequence[Objective]) -> tuple[Objective, ...]:

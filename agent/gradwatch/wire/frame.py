@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from gradwatch.wire.statistics import BY_NAME
 
 MAX_LAYERS = 100_000
+MAX_LAYER_NAME = 500
 MAX_OPERANDS = 8
 # What the first non-finite value can have come from.
 ORIGINS = ("operation", "gradient", "input", "constant", "weights", "batch", "nothing")
 
 RunId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$", description="32 hexadecimal digits")]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
-LayerName = Annotated[str, Meta(min_length=1, max_length=500)]
+LayerName = Annotated[str, Meta(min_length=1, max_length=MAX_LAYER_NAME)]
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 Rank = Annotated[int, Meta(ge=0, le=1_000_000)]
 Text = Annotated[str, Meta(max_length=500)]
